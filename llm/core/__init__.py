@@ -1,0 +1,1 @@
+"""Specs, mesh and precision: what every other package builds on."""

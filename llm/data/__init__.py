@@ -1,0 +1,1 @@
+"""Documents in, batches out: sources, tokenizers, token cache, rows and the loader."""

@@ -1,0 +1,1 @@
+"""GPT and Llama, and the parts they are made of."""

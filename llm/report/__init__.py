@@ -1,0 +1,1 @@
+"""What a run says: metrics, progress, W&B, plots and the report."""
