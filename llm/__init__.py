@@ -1,0 +1,1 @@
+"""Lernaean: one experiment platform for language models in JAX and Flax."""

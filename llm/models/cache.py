@@ -1,0 +1,69 @@
+"""Key/value cache with a length per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from llm.models.specs import ModelSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens seen so far: slot s of a row holds its token s.
+
+    One array per layer (a stacked array would be copied whole at each update). S is the capacity.
+    """
+
+    keys: tuple[Float[Array, "B S K H"], ...]
+    values: tuple[Float[Array, "B S K H"], ...]
+    lengths_B: Int[Array, " B"]
+
+    @classmethod
+    def create(
+        cls, spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype | type = jnp.float32
+    ) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens."""
+        if capacity > spec.max_seq_len:
+            raise ValueError(
+                f"cache capacity {capacity}: the model sees {spec.max_seq_len} tokens at most"
+            )
+        shape = (batch, capacity, spec.kv_heads, spec.head_size)
+        zeros = tuple(jnp.zeros(shape, dtype) for _ in range(2 * spec.n_layers))
+        return cls(
+            keys=zeros[: spec.n_layers],
+            values=zeros[spec.n_layers :],
+            lengths_B=jnp.zeros((batch,), jnp.int32),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Slots per row."""
+        return int(self.keys[0].shape[1])
+
+    def overflowed_B(self) -> Bool[Array, " B"]:
+        """Rows that were given more tokens than they hold. Their hidden states are NaN."""
+        return self.lengths_B > self.capacity
+
+    def check(self) -> None:
+        """Raise if a row overflowed (outside jit; inside, the NaN says so)."""
+        rows = jnp.flatnonzero(self.overflowed_B()).tolist()
+        if rows:
+            raise ValueError(
+                f"KV cache overflow in rows {rows}: lengths "
+                f"{[int(self.lengths_B[row]) for row in rows]} > capacity {self.capacity}"
+            )
+
+
+def write(
+    cache_BSKH: Float[Array, "B S K H"],
+    new_BTKH: Float[Array, "B T K H"],
+    slots_BT: Int[Array, "B T"],
+) -> Float[Array, "B S K H"]:
+    """Store new entries in their slots. A slot at or beyond the capacity is not written at all."""
+    rows = jnp.arange(cache_BSKH.shape[0])[:, None]
+    return cache_BSKH.at[rows, slots_BT].set(new_BTKH.astype(cache_BSKH.dtype), mode="drop")

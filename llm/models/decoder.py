@@ -1,0 +1,180 @@
+"""What GPT and Llama share: one forward pass for training, prefill and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from llm.models.attention import TokenIndex, attention
+from llm.models.cache import KVCache, write
+from llm.models.specs import REMAT_POLICIES, ModelSpec
+
+LayerCache = tuple[Array, Array]
+
+
+class Decoder(nnx.Module):
+    """Embedding, blocks, final norm, head. Subclasses make the parts and define `embed`.
+
+    Every block is called as `block(x_BTD, attend, **extras)`: it makes queries, keys and values and
+    hands them to `attend`, which knows about masks and the cache.
+    """
+
+    spec: ModelSpec
+    embedding: Any
+    blocks: nnx.List[Any]
+    final_norm: Any
+
+    def __init__(self, spec: ModelSpec, remat: str) -> None:
+        if remat not in REMAT_POLICIES:
+            raise ValueError(f"remat={remat}: expected one of {', '.join(REMAT_POLICIES)}")
+        self.spec = spec
+        self.remat = remat
+
+    def embed(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Token (and, where the model has one, position) embedding."""
+        raise NotImplementedError
+
+    def block_arguments(self, positions_BT: Int[Array, "B T"]) -> dict[str, Any]:
+        """What every block needs and is made once per pass."""
+        raise NotImplementedError
+
+    def head_VD(self) -> Float[Array, "V D"]:
+        """The output projection, one row per token of the vocabulary."""
+        raise NotImplementedError
+
+    def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """fp32 scores over the vocabulary. For training use the chunked cross-entropy instead."""
+        return jnp.einsum(
+            "BTD,VD->BTV",
+            hidden_BTD,
+            self.head_VD().astype(hidden_BTD.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        *,
+        segment_ids_BT: Int[Array, "B T"] | None = None,
+        positions_BT: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        dropout_keys_B: Key[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm, and the cache with the new tokens in it.
+
+        Args:
+            tokens_BT: token ids.
+            segment_ids_BT: document of each token, 0 is padding; all one document if left out.
+                With a cache: 1 for new tokens, 0 for padding, padding after the tokens.
+            positions_BT: place of each token in its document; 0, 1, 2, ... if left out. With a
+                cache they follow from the cache's lengths and must be left out.
+            cache: what the rows have seen before.
+            dropout_keys_B: one key per row switches dropout on.
+
+        Raises:
+            ValueError: more tokens than the model or (outside jit) the cache can hold. Inside jit
+                the hidden states of an overflowing row become NaN and nothing is overwritten.
+        """
+        B, T = tokens_BT.shape
+        if self.spec.max_seq_len < T:
+            raise ValueError(f"{T} tokens: the model sees {self.spec.max_seq_len} at most")
+        if segment_ids_BT is None:
+            segment_ids_BT = jnp.ones((B, T), jnp.int32)
+        if cache is None:
+            if positions_BT is None:
+                positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+            return self._trunk(tokens_BT, segment_ids_BT, positions_BT, dropout_keys_B), None
+        if positions_BT is not None:
+            raise ValueError(
+                "positions_BT: with a cache they follow from its lengths; leave it out"
+            )
+        return self._cached_trunk(tokens_BT, segment_ids_BT, cache)
+
+    def _trunk(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        segment_ids_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        dropout_keys_B: Key[Array, " B"] | None,
+    ) -> Float[Array, "B T D"]:
+        index = TokenIndex(segment_ids_BT, positions_BT)
+        extras = self.block_arguments(positions_BT)
+
+        def attend(q: Array, k: Array, v: Array) -> Array:
+            return attention(q, k, v, index, index)
+
+        x_BTD = self.embed(tokens_BT, positions_BT)
+        x_BTD = self.embedding_dropout(x_BTD, dropout_keys_B)
+        for block in self.blocks:
+
+            def apply(x: Array, block: Any = block) -> Array:
+                return block(x, attend, dropout_keys_B=dropout_keys_B, **extras)  # type: ignore[no-any-return]
+
+            x_BTD = _rematerialised(apply, self.remat)(x_BTD)
+        return self.final_norm(x_BTD)  # type: ignore[no-any-return]
+
+    def embedding_dropout(
+        self, x_BTD: Float[Array, "B T D"], keys_B: Key[Array, " B"] | None
+    ) -> Float[Array, "B T D"]:
+        """Dropout after the embedding, for models that have it."""
+        del keys_B
+        return x_BTD
+
+    def _cached_trunk(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        segment_ids_BT: Int[Array, "B T"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        new_BT: Bool[Array, "B T"] = segment_ids_BT > 0
+        slots_BT = cache.lengths_B[:, None] + jnp.cumsum(new_BT, axis=1, dtype=jnp.int32) - 1
+        lengths_B = cache.lengths_B + new_BT.sum(axis=1, dtype=jnp.int32)
+        # Padding goes nowhere: a slot beyond the capacity is dropped by `write`.
+        write_slots_BT = jnp.where(new_BT, slots_BT, cache.capacity)
+        positions_BT = jnp.where(new_BT, slots_BT, 0)
+        slots_S = jnp.arange(cache.capacity, dtype=jnp.int32)
+        queries = TokenIndex(new_BT.astype(jnp.int32), positions_BT)
+        keys = TokenIndex(
+            (slots_S < lengths_B[:, None]).astype(jnp.int32),
+            jnp.broadcast_to(slots_S, (len(tokens_BT), cache.capacity)),
+        )
+        extras = self.block_arguments(positions_BT)
+        new_keys: list[Array] = []
+        new_values: list[Array] = []
+        x_BTD = self.embed(tokens_BT, positions_BT)
+        for block, old_k, old_v in zip(self.blocks, cache.keys, cache.values, strict=True):
+
+            def attend(
+                q: Array, k: Array, v: Array, old_k: Array = old_k, old_v: Array = old_v
+            ) -> Array:
+                new_keys.append(write(old_k, k, write_slots_BT))
+                new_values.append(write(old_v, v, write_slots_BT))
+                return attention(
+                    q, new_keys[-1].astype(q.dtype), new_values[-1].astype(q.dtype), queries, keys
+                )
+
+            x_BTD = block(x_BTD, attend, dropout_keys_B=None, **extras)
+        hidden_BTD = self.final_norm(x_BTD)
+        cache = KVCache(tuple(new_keys), tuple(new_values), lengths_B)
+        overflowed_B = cache.overflowed_B()
+        if not isinstance(overflowed_B, jax.core.Tracer):
+            cache.check()
+        return jnp.where(overflowed_B[:, None, None], jnp.nan, hidden_BTD), cache
+
+
+def _rematerialised(apply: Callable[[Array], Array], policy: str) -> Callable[[Array], Array]:
+    """Choose what the backward pass recomputes instead of keeping."""
+    if policy == "block":
+        return jax.checkpoint(apply)
+    if policy == "dots":
+        return jax.checkpoint(
+            apply, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        )
+    return apply

@@ -1,0 +1,179 @@
+"""What a model is made of: the specs of GPT and Llama.
+
+Legend of the letters in array names, used in the whole package:
+B batch rows, T query positions, S key positions, D d_model, N query heads, K key/value heads,
+G = N / K queries per key/value head, H head_dim, F hidden size of the MLP, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llm.core.spec import RefusedError, Spec, knob
+
+if TYPE_CHECKING:
+    import jax
+
+    from llm.models.gpt import GPT
+    from llm.models.llama import Llama
+
+REMAT_POLICIES = ("none", "block", "dots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Spec):
+    """What every decoder has."""
+
+    name: str = knob(doc="name of the model, used in the names of runs")
+    vocab_size: int | None = knob(None, "rows of the embedding; null takes the tokenizer's", gt=0)
+    max_seq_len: int = knob(1024, "longest sequence the model can see, tokens", gt=0)
+    n_layers: int = knob(6, "decoder blocks", gt=0)
+    d_model: int = knob(384, "width of the residual stream", gt=0)
+    n_heads: int = knob(6, "query heads", gt=0)
+    init_std: float = knob(0.02, "standard deviation of the initial weights", gt=0)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads."""
+        raise NotImplementedError
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        raise NotImplementedError
+
+    def build(self, key: jax.Array, *, remat: str = "none") -> GPT | Llama:
+        """Make the Flax module with freshly drawn fp32 weights.
+
+        Args:
+            key: JAX random key.
+            remat: what the backward pass recomputes: `none`, `block` (all but the block's input)
+                or `dots` (all but the results of matrix products).
+        """
+        raise NotImplementedError
+
+    @property
+    def n_matmul_params(self) -> int:
+        """Weights that take part in a matrix product for each token, the head included."""
+        raise NotImplementedError
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Floating point operations to train on one token: forward and backward.
+
+        6 per matrix weight, and 12 L N H T for attention scores and values (PaLM, Chowdhery et
+        al. 2022, appendix B; the causal half is not discounted and remat is not counted).
+        """
+        attention = 12 * self.n_layers * self.n_heads * self.head_size * seq_len
+        return 6 * self.n_matmul_params + attention
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the embedding, once known."""
+        if self.vocab_size is None:
+            raise RefusedError("vocab_size=null: give a number, or a tokenizer to take it from")
+        return self.vocab_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTSpec(ModelSpec):
+    """GPT-2: pre-LayerNorm decoder with multi-head attention (Radford et al. 2019)."""
+
+    name: str = knob("gpt", "name of the model, used in the names of runs")
+    mlp_ratio: int = knob(4, "hidden size of the MLP, in multiples of d_model", gt=0)
+    positions: str = knob("learned", "position embedding", choices=("learned", "sinusoidal"))
+    activation: str = knob("gelu_tanh", "activation of the MLP", choices=("gelu_tanh", "gelu"))
+    norm_eps: float = knob(1e-5, "added to the variance in LayerNorm", gt=0)
+    dropout: float = knob(0.0, "dropped share of embeddings and residual branches", ge=0, lt=1)
+
+    def check(self) -> None:  # noqa: D102
+        if self.d_model % self.n_heads:
+            raise RefusedError(f"n_heads={self.n_heads}: must divide d_model={self.d_model}")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise RefusedError(f"d_model={self.d_model}: sinusoidal positions need an even width")
+
+    @property
+    def kv_heads(self) -> int:  # noqa: D102
+        return self.n_heads
+
+    @property
+    def head_size(self) -> int:  # noqa: D102
+        return self.d_model // self.n_heads
+
+    def build(self, key: jax.Array, *, remat: str = "none") -> GPT:  # noqa: D102
+        from llm.models.gpt import GPT
+
+        return GPT(self, key, remat=remat)
+
+    @property
+    def n_matmul_params(self) -> int:  # noqa: D102
+        per_block = (4 + 2 * self.mlp_ratio) * self.d_model**2
+        return self.n_layers * per_block + self.d_model * self.vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScalingSpec(Spec):
+    """Llama 3.1's stretching of the rotary wavelengths (Grattafiori et al. 2024).
+
+    Wavelengths longer than original_max_seq_len / low_freq_factor are stretched by `factor`,
+    those shorter than original_max_seq_len / high_freq_factor are kept, the rest is blended.
+    """
+
+    factor: float = knob(1.0, "stretch of the long wavelengths; 1 switches scaling off", ge=1)
+    low_freq_factor: float = knob(1.0, "see above", gt=0)
+    high_freq_factor: float = knob(4.0, "see above", gt=0)
+    original_max_seq_len: int = knob(8192, "sequence length before stretching, tokens", gt=0)
+
+    def check(self) -> None:  # noqa: D102
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise RefusedError(
+                f"high_freq_factor={self.high_freq_factor}: must be greater than "
+                f"low_freq_factor={self.low_freq_factor}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaSpec(ModelSpec):
+    """Llama: RMSNorm, rotary positions, gated MLP, grouped queries (Touvron et al. 2023)."""
+
+    name: str = knob("llama", "name of the model, used in the names of runs")
+    n_kv_heads: int = knob(2, "key/value heads; must divide n_heads", gt=0)
+    head_dim: int | None = knob(None, "width of one head; null is d_model / n_heads", gt=0)
+    d_mlp: int = knob(1024, "hidden size of the MLP", gt=0)
+    activation: str = knob("silu", "activation of the gate", choices=("silu", "gelu", "relu"))
+    norm_eps: float = knob(1e-5, "added to the mean square in RMSNorm", gt=0)
+    rope_theta: float = knob(10_000.0, "base of the rotary wavelengths", gt=0)
+    rope_scaling: RopeScalingSpec = knob(RopeScalingSpec(), "stretching of the wavelengths")
+    tied_head: bool = knob(True, "output head shares the embedding")
+    qkv_bias: bool = knob(False, "biases on the query, key and value projections")
+    out_bias: bool = knob(False, "bias on the attention's output projection")
+    mlp_bias: bool = knob(False, "biases in the MLP")
+
+    def check(self) -> None:  # noqa: D102
+        if self.n_heads % self.n_kv_heads:
+            raise RefusedError(f"n_kv_heads={self.n_kv_heads}: must divide n_heads={self.n_heads}")
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise RefusedError(
+                f"n_heads={self.n_heads}: must divide d_model={self.d_model} unless head_dim is set"
+            )
+        if self.head_size % 2:
+            raise RefusedError(f"head_dim={self.head_size}: rotary positions need an even width")
+
+    @property
+    def kv_heads(self) -> int:  # noqa: D102
+        return self.n_kv_heads
+
+    @property
+    def head_size(self) -> int:  # noqa: D102
+        return self.head_dim or self.d_model // self.n_heads
+
+    def build(self, key: jax.Array, *, remat: str = "none") -> Llama:  # noqa: D102
+        from llm.models.llama import Llama
+
+        return Llama(self, key, remat=remat)
+
+    @property
+    def n_matmul_params(self) -> int:  # noqa: D102
+        attention = 2 * self.d_model * self.head_size * (self.n_heads + self.n_kv_heads)
+        mlp = 3 * self.d_model * self.d_mlp
+        return self.n_layers * (attention + mlp) + self.d_model * self.vocab
