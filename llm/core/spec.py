@@ -87,7 +87,7 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON data, `_target_` included."""
-        return _jsonable(self)  # type: ignore[no-any-return]
+        return _jsonable(self)
 
 
 def _check_bounds(field: dataclasses.Field[Any], value: Any) -> None:

@@ -115,10 +115,10 @@ class Decoder(nnx.Module):
         for block in self.blocks:
 
             def apply(x: Array, block: Any = block) -> Array:
-                return block(x, attend, dropout_keys_B=dropout_keys_B, **extras)  # type: ignore[no-any-return]
+                return block(x, attend, dropout_keys_B=dropout_keys_B, **extras)
 
             x_BTD = _rematerialised(apply, self.remat)(x_BTD)
-        return self.final_norm(x_BTD)  # type: ignore[no-any-return]
+        return self.final_norm(x_BTD)
 
     def embedding_dropout(
         self, x_BTD: Float[Array, "B T D"], keys_B: Key[Array, " B"] | None

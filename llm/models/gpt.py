@@ -64,6 +64,8 @@ class GPTBlock(nnx.Module):
 class GPT(Decoder):
     """GPT-2 with learned or sinusoidal positions and a tied head."""
 
+    spec: GPTSpec
+
     def __init__(self, spec: GPTSpec, key: jax.Array, *, remat: str = "none") -> None:
         super().__init__(spec, remat)
         keys = jax.random.split(key, spec.n_layers + 2)
@@ -90,7 +92,7 @@ class GPT(Decoder):
         return dropout(x_BTD, self.spec.dropout, keys_B, 0)
 
     def head_VD(self) -> Float[Array, "V D"]:  # noqa: D102
-        return self.embedding[...]  # type: ignore[no-any-return]
+        return self.embedding[...]
 
     def block_arguments(self, positions_BT: Int[Array, "B T"]) -> dict[str, Any]:  # noqa: D102
         return {}

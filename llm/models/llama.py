@@ -70,6 +70,8 @@ class LlamaBlock(nnx.Module):
 class Llama(Decoder):
     """Llama with grouped-query attention and a tied or separate head."""
 
+    spec: LlamaSpec
+
     def __init__(self, spec: LlamaSpec, key: jax.Array, *, remat: str = "none") -> None:
         super().__init__(spec, remat)
         keys = jax.random.split(key, spec.n_layers + 2)
@@ -83,10 +85,10 @@ class Llama(Decoder):
     def embed(  # noqa: D102
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        return self.embedding[...][tokens_BT]  # type: ignore[no-any-return]
+        return self.embedding[...][tokens_BT]
 
     def head_VD(self) -> Float[Array, "V D"]:  # noqa: D102
-        return (self.embedding if self.spec.tied_head else self.head)[...]  # type: ignore[no-any-return]
+        return (self.embedding if self.spec.tied_head else self.head)[...]
 
     def block_arguments(self, positions_BT: Int[Array, "B T"]) -> dict[str, Any]:  # noqa: D102
         spec = self.spec
