@@ -1,0 +1,250 @@
+"""curves.png: loss, reward, learning rate and throughput against tokens, one panel each.
+
+Uses matplotlib's objects and not pyplot, which keeps global state and is not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from llm.report.numbers import number, si
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_INK, _QUIET, _GRID = "#24292f", "#6e7781", "#e6e9ed"
+_BLUE, _ORANGE, _GREEN, _PURPLE = "#2563a8", "#d9600f", "#2a8a57", "#7a4fa3"
+_MOST_POINTS = 3000  # per line; more than the picture has pixels
+_WIDTH, _FIRST, _OTHER = 9.0, 4.2, 2.1  # inches
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric: its name and its values (NaN where it was not a number) against tokens."""
+
+    name: str
+    tokens: Floats
+    values: Floats
+
+    @property
+    def finite(self) -> Curve:
+        """The points that can be drawn."""
+        good = np.isfinite(self.values) & np.isfinite(self.tokens)
+        return Curve(self.name, self.tokens[good], self.values[good])
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What one panel shows: names to look for and how they are drawn."""
+
+    title: str
+    lines: tuple[tuple[str, str, str], ...]  # metric, label, colour
+    smooth: bool = False
+    dots: tuple[tuple[str, str, str], ...] = ()
+    higher_is_better: bool = False
+    from_zero: bool = False
+
+
+_PANELS = (
+    _Panel(
+        "Loss (nats per token)",
+        lines=(("train/loss", "train", _BLUE),),
+        dots=(("eval/loss", "held out", _ORANGE),),
+        smooth=True,
+    ),
+    _Panel(
+        "Bits per byte, held out",
+        lines=(),
+        dots=(("eval/bits_per_byte", "", _ORANGE),),
+    ),
+    _Panel(
+        "Reward",
+        lines=(("reward/mean", "mean", _GREEN),),
+        smooth=True,
+        dots=(("eval/accuracy", "held-out accuracy", _ORANGE),),
+        higher_is_better=True,
+    ),
+    _Panel("Gradient norm", lines=(("train/grad_norm", "", _PURPLE),), smooth=True),
+    _Panel("Learning rate", lines=(("train/lr", "", _INK),), from_zero=True),
+    _Panel(
+        "Tokens per second",
+        lines=(("perf/tokens_per_second", "", _GREEN),),
+        smooth=True,
+        from_zero=True,
+    ),
+)
+
+
+def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
+    """Draw the panels that have data, one above the other, into a PNG file.
+
+    Args:
+        curves: the metrics of a run; those that no panel shows are ignored.
+        path: where the picture goes.
+        title: one line above the first panel.
+
+    Returns:
+        Whether there was anything to draw; if not, no file is written.
+    """
+    have = {c.name: c.finite for c in curves if c.finite.values.size}
+    panels = [p for p in _PANELS if any(name in have for name, _, _ in (*p.lines, *p.dots))]
+    if not panels:
+        return False
+    heights = [_FIRST] + [_OTHER] * (len(panels) - 1)
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12)
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.7), dpi=_DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=14, fontweight="bold", color=_INK)
+    grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
+    shown = [have[n] for p in panels for n, _, _ in (*p.lines, *p.dots) if n in have]
+    last = max(float(c.tokens.max()) for c in shown)
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
+        _draw(axes, panel, have)
+        axes.set_xlim(0, (last or 1.0) * 1.01)
+    bottom = grid[-1, 0]
+    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    bottom.xaxis.set_major_locator(MaxNLocator(8))
+    bottom.set_xlabel("tokens", color=_QUIET, fontsize=11)
+    figure.savefig(path, format="png")
+    return True
+
+
+def smooth(values: Floats, share: float = 0.02) -> Floats:
+    """A centred running mean over about `share` of the points on either side.
+
+    The window is narrow at the start, where the loss falls fast, so the fall stays where it is.
+    """
+    n = values.size
+    index = np.arange(n)
+    widest = max(1, round(n * share))
+    reach = np.minimum(np.minimum(widest, index // 4), n - 1 - index)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low, high = index - reach, index + reach + 1
+    result: Floats = (sums[high] - sums[low]) / (high - low)
+    return result
+
+
+def thin_out(tokens: Floats, values: Floats, most: int = _MOST_POINTS) -> tuple[Floats, Floats]:
+    """Fewer points that look the same: the smallest and largest of each stretch, in order."""
+    n = values.size
+    if n <= most:
+        return tokens, values
+    stretch = -(-n // (most // 2))
+    whole = n // stretch * stretch
+    blocks = values[:whole].reshape(-1, stretch)
+    starts = np.arange(blocks.shape[0]) * stretch
+    ends = np.array([0, n - 1])
+    picks = np.concatenate([starts + blocks.argmin(1), starts + blocks.argmax(1), ends])
+    keep = np.unique(picks)
+    return tokens[keep], values[keep]
+
+
+def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve]) -> None:
+    _dress(axes, panel.title)
+    drawn = []
+    for name, label, colour in panel.lines:
+        if name in have:
+            drawn.append(_draw_line(axes, have[name], label, colour, panel.smooth))
+    for name, label, colour in panel.dots:
+        if name in have:
+            drawn.append(_draw_dots(axes, have[name], label, colour, panel))
+    _scale(axes, np.concatenate(drawn), panel.from_zero)
+
+
+def _draw_line(axes: Axes, curve: Curve, label: str, colour: str, smoothed: bool) -> Floats:
+    """A line with its label at its end; a noisy one is pale, with its running mean on top."""
+    tokens, values = curve.tokens, curve.values
+    if values.size == 1:
+        axes.plot(tokens, values, "o", color=colour, markersize=6)
+    elif smoothed and values.size >= 20:
+        axes.plot(*thin_out(tokens, values), color=colour, alpha=0.28, linewidth=0.9)
+        values = smooth(values)
+        axes.plot(*thin_out(tokens, values), color=colour, linewidth=2.0)
+    else:
+        axes.plot(*thin_out(tokens, values), color=colour, linewidth=2.0)
+    if label:
+        _label(axes, (tokens[-1], values[-1]), label, colour, above=False)
+    return curve.values
+
+
+def _draw_dots(axes: Axes, curve: Curve, label: str, colour: str, panel: _Panel) -> Floats:
+    """Measurements now and then: dots on a thin line, the best one ringed and named."""
+    tokens, values = thin_out(curve.tokens, curve.values, 400)
+    size = 5.5 if values.size <= 60 else 3.0 if values.size <= 200 else 0.0
+    axes.plot(
+        tokens, values, "-o", color=colour, linewidth=1.4, markersize=size,
+        markeredgecolor="white", markeredgewidth=0.8, zorder=3,
+    )  # fmt: skip
+    at = int(values.argmax() if panel.higher_is_better else values.argmin())
+    axes.plot(
+        tokens[at], values[at], "o", markersize=11, zorder=4,
+        markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
+    )  # fmt: skip
+    text = f"{label} best {number(values[at])}".strip()
+    _label(axes, (tokens[at], values[at]), text, colour, above=True)
+    return values
+
+
+def _label(axes: Axes, at: tuple[float, float], text: str, colour: str, *, above: bool) -> None:
+    """A label beside its point, on the side where there is room, in the colour of its line."""
+    axes.annotate(
+        text, at, xytext=(0, 13 if above else -9), textcoords="offset points",
+        ha="right", va="bottom" if above else "top",
+        color=colour, fontsize=10.5, fontweight="bold", annotation_clip=False, zorder=5,
+    )  # fmt: skip
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11.5, color=_INK, pad=8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_QUIET)
+    axes.grid(axis="y", color=_GRID, linewidth=0.9)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_QUIET, labelsize=10, length=0, labelcolor=_QUIET)
+    axes.tick_params(axis="x", length=3)
+
+
+def _scale(axes: Axes, values: Floats, from_zero: bool) -> None:
+    """Logarithmic where values span more than a factor, which a falling loss does."""
+    low, high = float(values.min()), float(values.max())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    if from_zero:
+        axes.set_ylim(0, high * 1.12 or 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    elif low > 0 and high / low > 2.5:
+        axes.set_yscale("log")
+        few = high / low > 30
+        axes.yaxis.set_major_locator(
+            LogLocator(10, subs=(1, 2, 5) if few else (1, 1.5, 2, 3, 5, 7))
+        )
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low / 1.12, high * 1.08)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(y=0.18)
+
+
+def _tick(value: float) -> str:
+    """A tick as short as it can be: 3e-4, 0.5, 12, 1.2k."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return si(value) if abs(value) >= 1000 else f"{value:.4g}"

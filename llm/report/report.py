@@ -1,0 +1,244 @@
+"""report.md: one page about a run, made from the files in its folder alone.
+
+Works for a folder in any state: finished, stopped, failed, running, or with nothing in it yet.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm.report.best import Scores, direction
+from llm.report.json_files import read_json, write_atomic
+from llm.report.metrics_file import NAME, read_metrics
+from llm.report.numbers import clock, number, si
+from llm.report.plots import Curve, draw_curves
+from llm.report.samples import first_and_last
+
+_LONGEST_SAMPLE = 6000  # characters of one samples file that go into the report
+_QUIET_AFTER = 600  # seconds without an event after which "running" is in doubt
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.md and curves.png into a run folder, replacing earlier ones.
+
+    Args:
+        folder: the run folder; missing or broken files in it are left out of the report.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such run folder")
+    run, result = read_json(folder / "run.json"), read_json(folder / "result.json")
+    history = _History(folder / NAME)
+    title = str(run.get("title") or folder.resolve().name)
+    drawn = draw_curves(history.curves(), folder / "curves.png", title)
+    sections = [
+        f"# {title}",
+        _status(result, history),
+        _table(_key_numbers(run, result, history), ("", "")),
+        "![loss, learning rate and throughput against tokens](curves.png)" if drawn else "",
+        _metrics_section(history),
+        _ledger_section(result),
+        *_sample_sections(folder),
+        _origin_section(folder, run),
+    ]
+    path = folder / "report.md"
+    write_atomic(path, ("\n\n".join(filter(None, sections)) + "\n").encode("utf-8", "replace"))
+    return path
+
+
+class _History:
+    """metrics.jsonl by column."""
+
+    def __init__(self, path: Path):
+        self.scores = Scores()
+        self.first: dict[str, float] = {}
+        self.events = 0
+        self.step, self.tokens, self.time = 0, 0, math.nan
+        self._columns: dict[str, tuple[list[float], list[float]]] = {}
+        for event in read_metrics(path):
+            self._add(event)
+
+    def _add(self, event: Mapping[str, Any]) -> None:
+        self.events += 1
+        self.step, self.tokens = event["step"], event.get("tokens") or 0
+        self.time = event.get("time") or self.time
+        metrics = {
+            name: value
+            for name, value in event.items()
+            if "/" in name and (value is None or isinstance(value, (int, float)))
+        }
+        self.scores.add(self.step, metrics)
+        for name, value in metrics.items():
+            at, values = self._columns.setdefault(name, ([], []))
+            at.append(self.tokens)
+            values.append(math.nan if value is None else value)
+            if value is not None:
+                self.first.setdefault(name, value)
+
+    def curves(self) -> list[Curve]:
+        return [
+            Curve(name, np.asarray(at, np.float64), np.asarray(values, np.float64))
+            for name, (at, values) in self._columns.items()
+        ]
+
+    def median(self, name: str) -> float | None:
+        """Median of a metric, or None; for rates, which start-up and pauses distort."""
+        values = np.asarray(self._columns.get(name, ([], []))[1], np.float64)
+        values = values[np.isfinite(values)]
+        return float(np.median(values)) if values.size else None
+
+
+def _status(result: Mapping[str, Any], history: _History) -> str:
+    if result:
+        line = f"**{result.get('status', 'unknown')}** at step {result.get('step', 0):,}"
+        if result.get("finished"):
+            line += f", {result['finished']}"
+        error = result.get("error")
+        return f"{line}\n\n> {error['type']}: {_one_line(error['message'])}" if error else line
+    if not history.events:
+        return "**nothing logged yet**"
+    silent = time.time() - history.time
+    line = f"**running** at step {history.step:,}, last event {clock(silent)} ago"
+    if silent > _QUIET_AFTER:
+        line += " (it may have been killed: there is no result.json)"
+    return line
+
+
+def _key_numbers(
+    run: Mapping[str, Any], result: Mapping[str, Any], history: _History
+) -> Iterator[tuple[str, str]]:
+    scores = history.scores
+    for name, label in (
+        ("eval/loss", "held-out loss"),
+        ("eval/bits_per_byte", "bits per byte"),
+        ("reward/mean", "reward"),
+        ("train/loss", "training loss"),
+    ):
+        if name in scores.last:
+            words = f"{number(history.first.get(name))} → {number(scores.last[name])}"
+            if best := scores.best.get(name):
+                words += f" (best {number(best['value'])} at step {best['step']:,})"
+            yield label, words
+    if history.events:
+        yield "tokens", f"{history.tokens:,}"
+    parameters = run.get("parameters") or result.get("parameters")
+    if isinstance(parameters, int):
+        yield "parameters", f"{parameters:,} ({si(parameters)})"
+    ledger = result.get("ledger") or {}
+    if ledger:
+        yield "wall time", clock(sum(ledger.values()))
+    rate = history.median("perf/tokens_per_second")
+    if rate is not None:
+        yield "tokens per second", f"{si(rate)} (median)"
+    mfu = history.median("perf/mfu")
+    if mfu is not None:
+        yield "model FLOPs utilisation", f"{mfu:.1%} (median)"
+    memory = scores.last.get("perf/memory_gib")
+    if memory is not None:
+        yield "memory", f"{memory:.2f} GiB"
+    if run.get("devices"):
+        yield "devices", ", ".join(map(str, run["devices"]))
+
+
+def _metrics_section(history: _History) -> str:
+    """Every metric: first, last, best."""
+    if not history.events:
+        return ""
+    rows = []
+    for name in sorted(history.scores.last):
+        best = history.scores.best.get(name) if direction(name) else None
+        rows.append(
+            (
+                f"`{name}`",
+                number(history.first.get(name)),
+                number(history.scores.last[name]),
+                f"{number(best['value'])} (step {best['step']:,})" if best else "",
+            )
+        )
+    return "## Metrics\n\n" + _table(iter(rows), ("metric", "first", "last", "best"))
+
+
+def _ledger_section(result: Mapping[str, Any]) -> str:
+    ledger: Mapping[str, float] = result.get("ledger") or {}
+    total = sum(ledger.values())
+    if not total:
+        return ""
+    rows = [(phase, clock(s), f"{s / total:.1%}") for phase, s in ledger.items()]
+    return "## Where the time went\n\n" + _table(iter(rows), ("phase", "time", "share"))
+
+
+def _sample_sections(folder: Path) -> Iterator[str]:
+    paths = first_and_last(folder)
+    if paths:
+        yield "## Samples"
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if len(text) > _LONGEST_SAMPLE:
+            text = text[:_LONGEST_SAMPLE] + "\n..."
+        yield f"`samples/{path.name}`\n\n{_fenced(text)}"
+
+
+def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
+    """What it takes to run it again."""
+    overrides = [str(word) for word in run.get("overrides") or ()]
+    lines = ["## Run it again", ""]
+    git = run.get("git") or {}
+    if git:
+        dirty = " with uncommitted changes" if git.get("dirty") else ""
+        patch = (folder / "uncommitted.patch").exists()
+        dirty += " (uncommitted.patch)" if dirty and patch else ""
+        lines.append(f"- code: commit `{git.get('commit')}`{dirty}")
+    if run.get("parent"):
+        lines.append(f"- starts from: `{_one_line(run['parent'])}`")
+    for key in ("data", "tokenizer"):
+        if run.get(key):
+            lines.append(f"- {key}: `{_one_line(run[key])}`")
+    if run.get("python"):
+        packages = run.get("packages") or {}
+        versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+        lines.append(f"- Python {run['python']}, {versions}")
+    for resume in run.get("resumes") or ():
+        lines.append(f"- resumed at step {resume.get('step', 0):,} ({resume.get('time')})")
+    again = " ".join(["python launch/main.py", *map(_quoted, overrides)]) if run else ""
+    commands = [again, f"python launch/main.py resume={folder}"]
+    lines += ["", _fenced("\n".join(filter(None, commands)))]
+    return "\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _table(rows: Iterator[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    if not body:
+        return ""
+    align = ["---", *["---:" if len(header) > 2 else "---"] * (len(header) - 1)]
+    return "\n".join(f"| {line} |" for line in (" | ".join(header), " | ".join(align), *body))
+
+
+def _fenced(text: str) -> str:
+    """A code block that the text, whatever a model wrote, cannot end."""
+    longest = run = 0
+    for character in text:
+        run = run + 1 if character == "`" else 0
+        longest = max(longest, run)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
