@@ -1,0 +1,53 @@
+"""How a run uses the machine: device, precision, micro-batches, rematerialisation, mesh.
+
+A hardware profile decides how an experiment runs, never what it computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm.core.spec import Spec, knob
+
+if TYPE_CHECKING:
+    pass
+
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "block", "dots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareSpec(Spec):
+    """One profile. `auto` takes what is there."""
+
+    name: str = knob("auto", "name of the profile, used in messages")
+    device: str = knob("auto", "kind of device", choices=("auto", "cpu", "gpu"))
+    device_kind: str = knob("", "part of the device's own name, e.g. H100; empty takes any")
+    require: bool = knob(False, "refuse to run when the device is not there, instead of warning")
+    compute_dtype: str = knob("float32", "type of activations and matrix products", choices=DTYPES)
+    param_dtype: str = knob("float32", "type in which weights are kept", choices=DTYPES)
+    micro_batch: int | None = knob(
+        None, "rows at once per step and device; null takes the whole batch", gt=0
+    )
+    loss_chunk: int = knob(1024, "tokens whose logits exist at the same time", gt=0)
+    remat: str = knob("none", "what the backward pass recomputes", choices=REMAT_POLICIES)
+    data_parallel: int = knob(1, "devices over which rows are split", gt=0)
+    fsdp: int = knob(1, "devices over which rows and weights are split", gt=0)
+    xla_flags: list[str] = knob([], "XLA_FLAGS for this device")
+    peak_tflops: float | None = knob(
+        None, "dense peak of one device in compute_dtype, for MFU; null looks it up", gt=0
+    )
+    memory_gib: float | None = knob(None, "memory of one device; null asks it", gt=0)
+    compilation_cache: str | None = knob(
+        "outputs/cache/xla", "folder of compiled programs; null keeps none"
+    )
+
+    def check(self) -> None:  # noqa: D102
+        bad = [flag for flag in self.xla_flags if not flag.startswith("--xla_")]
+        if bad:
+            raise RefusedError(f"xla_flags={bad[0]}: expected flags that begin with --xla_")
+
+    @property
+    def devices(self) -> int:
+        """Devices in the mesh."""
+        return self.data_parallel * self.fsdp

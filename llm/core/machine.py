@@ -1,0 +1,183 @@
+"""Taking hold of the devices that a hardware profile asks for, or of what is there instead."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from llm.core.hardware import HardwareSpec
+from llm.core.mesh import make_mesh
+from llm.core.spec import RefusedError
+
+GIB = 1024**3
+
+# Dense bf16 TFLOP/s by a part of the device's name, the longest name that fits (vendor data sheets).
+PEAK_TFLOPS = {
+    "A6000": 154.8,
+    "A100": 312.0,
+    "H100": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H200": 989.0,
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A hardware profile as it runs here."""
+
+    spec: HardwareSpec
+    """The profile, or what became of it on this machine."""
+    mesh: Mesh
+    note: str | None
+    """One line for the user if the profile's device is not there."""
+
+    @property
+    def device(self) -> jax.Device:
+        """The first device."""
+        return self.mesh.devices.flat[0]
+
+    def device_names(self) -> list[str]:
+        """The devices in words."""
+        return [f"{d.platform}:{d.id} {d.device_kind}" for d in self.mesh.devices.flat]
+
+    def peak_flops(self) -> float | None:
+        """Peak of all devices together, FLOP/s; None if it is not known.
+
+        A CPU's peak is measured, once, by a short matrix product in the compute type.
+        """
+        if self.spec.peak_tflops is not None:
+            each = self.spec.peak_tflops * 1e12
+        elif self.device.platform == "cpu":
+            return _measured_flops(self.spec.compute_dtype)  # fake devices share one processor
+        else:
+            fitting = [name for name in PEAK_TFLOPS if name in self.device.device_kind]
+            if not fitting or self.spec.compute_dtype != "bfloat16":
+                return None
+            each = PEAK_TFLOPS[max(fitting, key=len)] * 1e12
+        return each * self.mesh.size
+
+    def memory_used_gib(self) -> float:
+        """Peak so far: of the fullest device, or of this process on a CPU."""
+        if self.device.platform == "cpu":
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+        stats = [d.memory_stats() or {} for d in self.mesh.local_devices]
+        return max(s.get("peak_bytes_in_use", 0) for s in stats) / GIB
+
+    def memory_gib(self) -> float | None:
+        """Memory of one device, from the profile or the device; None if it is not known."""
+        if self.spec.memory_gib is not None:
+            return self.spec.memory_gib
+        limit = (self.device.memory_stats() or {}).get("bytes_limit")
+        return limit / GIB if limit else None
+
+
+def claim(spec: HardwareSpec) -> Machine:
+    """Set up JAX for a profile and take its devices.
+
+    Must come before anything else touches a device. If the devices are not there, everything that
+    defines the experiment stays as it is and what belongs to the device (types, flags, peak,
+    memory, number of devices) becomes that of the CPU.
+
+    Raises:
+        RefusedError: they are not there and `require` is set, or XLA was already set up otherwise.
+    """
+    on_gpu = spec.device == "gpu" or (spec.device == "auto" and gpu_expected())
+    note = None
+    if on_gpu and not gpu_expected():
+        note = f"hardware={spec.name}: no GPU (or no CUDA build of JAX) here; running on the CPU."
+        spec = _without_device(spec, note)
+        on_gpu = False
+    _set_xla_flags(spec.xla_flags)
+    if not on_gpu:
+        jax.config.update("jax_platforms", "cpu")
+    if spec.compilation_cache is not None:
+        folder = Path(spec.compilation_cache).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    devices = jax.devices()
+    if spec.device == "auto" and devices[0].platform == "gpu":
+        # On a GPU of any kind bf16 is what a user of `auto` wants.
+        spec = spec.replace(compute_dtype="bfloat16")
+    if spec.device_kind and spec.device_kind not in devices[0].device_kind and on_gpu:
+        note = (
+            f"hardware={spec.name}: this machine has a {devices[0].device_kind}, not a "
+            f"{spec.device_kind}; running on it as it is."
+        )
+        if spec.require:
+            raise RefusedError(note)
+        spec = spec.replace(peak_tflops=None, memory_gib=None)
+    if len(devices) < spec.devices:
+        note = (
+            f"hardware={spec.name}: {spec.devices} devices are asked for and "
+            f"{len(devices)} here; running on one."
+        )
+        if spec.require:
+            raise RefusedError(note)
+        spec = spec.replace(data_parallel=1, fsdp=1)
+    mesh = make_mesh(devices[: spec.devices], spec.data_parallel, spec.fsdp)
+    return Machine(spec, mesh, note)
+
+
+def gpu_expected() -> bool:
+    """Is there an NVIDIA driver and a CUDA build of JAX? Answered without starting JAX."""
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    has_plugin = any(importlib.util.find_spec(name) for name in plugins)
+    return has_plugin and Path("/proc/driver/nvidia").exists()
+
+
+def _without_device(spec: HardwareSpec, note: str) -> HardwareSpec:
+    if spec.require:
+        raise RefusedError(note.replace("running on the CPU", "hardware.require=true refuses that"))
+    return spec.replace(
+        device="cpu",
+        device_kind="",
+        compute_dtype="float32",
+        param_dtype="float32",
+        xla_flags=[],
+        peak_tflops=None,
+        memory_gib=None,
+        data_parallel=1,
+        fsdp=1,
+    )
+
+
+_flags_in_force: tuple[str, ...] | None = None
+
+
+def _set_xla_flags(flags: list[str] | tuple[str, ...]) -> None:
+    """Add to XLA_FLAGS. XLA reads them once per process, so later runs must want the same."""
+    global _flags_in_force  # noqa: PLW0603
+    if _flags_in_force is None:
+        _flags_in_force = tuple(flags)
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+    elif _flags_in_force != tuple(flags):
+        raise RefusedError(
+            f"hardware.xla_flags={list(flags)}: XLA already runs in this process with "
+            f"{list(_flags_in_force)}; use one process per run (for instance hydra/launcher=joblib)"
+        )
+
+
+def _measured_flops(dtype: str) -> float:
+    """FLOP/s of a square matrix product, the best of a few."""
+    n = 1024
+    x = jnp.ones((n, n), jnp.dtype(dtype))
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    product(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best

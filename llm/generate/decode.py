@@ -1,0 +1,137 @@
+"""Sampling continuations of a batch of prompts: prefill, then one token at a time on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int, Key
+
+from llm.core.precision import cast_matrices
+from llm.generate.sampler import sample_token
+from llm.models.cache import KVCache
+
+_PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
+
+
+def generate(
+    graphdef: nnx.GraphDef[Any],
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    stop_ids: Sequence[int] = (),
+    compute_dtype: str = "float32",
+) -> list[list[int]]:
+    """Continue each prompt.
+
+    Row r draws its tokens with keys made of (seed, r, position), so a continuation does not depend
+    on what else is in the batch.
+
+    Args:
+        graphdef: structure of the model, from `nnx.split`.
+        params: its weights.
+        prompts: token ids, one or more per prompt.
+        seed: all randomness follows from it.
+        max_new_tokens: length of the longest continuation.
+        temperature, top_p: see `sample_token`.
+        stop_ids: a continuation ends with (and includes) the first of these.
+        compute_dtype: type of the matrix products and the cache.
+
+    Returns:
+        The new tokens of each prompt.
+
+    Raises:
+        ValueError: an empty prompt, or more tokens than the model can see.
+    """
+    if not prompts or any(not prompt for prompt in prompts):
+        raise ValueError("every prompt needs at least one token")
+    longest = max(map(len, prompts))
+    limit = graphdef_spec(graphdef).max_seq_len
+    if longest + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
+            f"{limit} that the model sees"
+        )
+    width = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, limit - max_new_tokens)
+    tokens_BT = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = prompt
+    lengths_B = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    new_BT, counts_B = _generate(
+        graphdef,
+        params,
+        tokens_BT,
+        lengths_B,
+        jax.random.key(seed),
+        jnp.asarray(list(stop_ids) or [-1], jnp.int32),
+        max_new_tokens,
+        temperature,
+        top_p,
+        compute_dtype,
+    )
+    return [row[:n].tolist() for row, n in zip(np.asarray(new_BT), counts_B.tolist(), strict=True)]
+
+
+def graphdef_spec(graphdef: nnx.GraphDef[Any]) -> Any:
+    """The spec of the model that a graphdef describes."""
+    return dict(graphdef.nodes[0].attributes)["spec"].value
+
+
+@partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
+def _generate(
+    graphdef: nnx.GraphDef[Any],
+    params: Any,
+    tokens_BT: Int[Array, "B T"],
+    lengths_B: Int[Array, " B"],
+    key: Key[Array, ""],
+    stop_ids: Int[Array, " n"],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    compute_dtype: str,
+) -> tuple[Int[Array, "B new"], Int[Array, " B"]]:
+    model = nnx.merge(graphdef, cast_matrices(params, compute_dtype))
+    B, T = tokens_BT.shape
+    row_keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B))
+
+    def draw(hidden_BD: Array, position: Array | int) -> Array:
+        keys_B = jax.vmap(lambda k: jax.random.fold_in(k, position))(row_keys_B)
+        logits_BV = model.logits(hidden_BD[:, None])[:, 0]
+        return sample_token(logits_BV, keys_B, temperature=temperature, top_p=top_p)
+
+    # The cache is made inside the jitted function: passing it in would copy it.
+    cache = KVCache.create(model.spec, B, T + max_new_tokens, jnp.dtype(compute_dtype))
+    real_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
+    hidden_BTD, cache = model(tokens_BT, segment_ids_BT=real_BT, cache=cache)
+    first_B = draw(hidden_BTD[jnp.arange(B), lengths_B - 1], 0)
+    new_BT = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(first_B)
+    done_B = jnp.isin(first_B, stop_ids)
+    counts_B = jnp.ones((B,), jnp.int32)
+
+    def unfinished(carry: Any) -> Array:
+        step, _, done_B, _, _ = carry
+        return (step < max_new_tokens) & ~done_B.all()
+
+    def advance(carry: Any) -> Any:
+        step, new_BT, done_B, counts_B, cache = carry
+        last_B = new_BT[:, step - 1]
+        hidden_BTD, cache = model(
+            last_B[:, None], segment_ids_BT=(~done_B)[:, None].astype(jnp.int32), cache=cache
+        )
+        token_B = draw(hidden_BTD[:, 0], step)
+        counts_B = counts_B + ~done_B
+        new_BT = new_BT.at[:, step].set(jnp.where(done_B, 0, token_B))
+        return step + 1, new_BT, done_B | jnp.isin(token_B, stop_ids), counts_B, cache
+
+    start = (jnp.int32(1), new_BT, done_B, counts_B, cache)
+    _, new_BT, _, counts_B, _ = jax.lax.while_loop(unfinished, advance, start)
+    return new_BT, counts_B

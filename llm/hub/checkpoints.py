@@ -1,0 +1,190 @@
+"""A run's checkpoints: Orbax on disk, arrays in one item and everything else as JSON beside them.
+
+A checkpoint is self-contained: weights, optimizer, step, data cursor, specs and tokenizer, so that
+a model can be rebuilt from the folder alone. Saving is asynchronous and atomic: a checkpoint that
+was not finished does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from loguru import logger
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from llm.core.spec import RefusedError
+
+_METRIC = "eval/loss"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held."""
+
+    step: int
+    arrays: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path, *, keep: int = 2, keep_best: bool = True) -> None:
+        """Open (and create) the folder.
+
+        Args:
+            folder: usually `<run>/checkpoints`.
+            keep: newest checkpoints that are kept.
+            keep_best: keep the one with the lowest `eval/loss` besides.
+        """
+        policies: list[Any] = [preservation_policy.LatestN(keep)]
+        if keep_best:
+            policies.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder.absolute()
+
+    def steps(self) -> list[int]:
+        """Steps that have a finished checkpoint, oldest first."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def save(
+        self, step: int, arrays: Any, meta: dict[str, Any], *, eval_loss: float | None
+    ) -> None:
+        """Begin to save; returns as soon as the arrays are copied off the device.
+
+        Args:
+            step: optimizer steps done.
+            arrays: pytree of arrays.
+            meta: JSON data.
+            eval_loss: held-out loss at this step, if it was measured; decides which is best.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
+            ),
+            metrics=None if eval_loss is None else {_METRIC: eval_loss},
+            force=True,
+        )
+
+    def restore_newest(self, template: Any) -> Restored | None:
+        """The newest checkpoint that can be read; None if there is none.
+
+        Args:
+            template: pytree of `jax.ShapeDtypeStruct` (with sharding) shaped like what was saved.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step, template)
+            except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+                logger.warning(
+                    "Checkpoint {} cannot be read and is passed over: {}",
+                    self._folder / str(step),
+                    str(error).splitlines()[0],
+                )
+        return None
+
+    def restore(self, step: int, template: Any) -> Restored:
+        """Read one checkpoint into arrays placed as `template` says."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(template)
+        result = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(template, restore_args=restore_args),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return Restored(step, result.state, result.meta)
+
+    def discard_after(self, step: int) -> None:
+        """Remove unreadable checkpoints newer than `step`, so that the run can save them anew."""
+        for newer in [s for s in self.steps() if s > step]:
+            self._manager.delete(newer)
+
+    def wait(self) -> None:
+        """Block until what was begun is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish and release the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def checkpoint_folder(source: Path) -> Path:
+    """The newest (or the named) checkpoint of a run folder.
+
+    Args:
+        source: a run folder, its `checkpoints` folder, or one checkpoint in it.
+
+    Raises:
+        RefusedError: there is no checkpoint.
+    """
+    for folder in (source / "checkpoints", source):
+        steps = [p for p in folder.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    if (source / "meta").is_dir() and (source / "state").is_dir():
+        return source
+    raise RefusedError(f"{source}: no checkpoint there; expected a run folder or one checkpoint")
+
+
+def read_checkpoint_meta(folder: Path) -> dict[str, Any]:
+    """The JSON part of one checkpoint: specs, tokenizer, step, lineage."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta: dict[str, Any] = reader.restore((folder / "meta").absolute())
+    return meta
+
+
+def read_checkpoint_weights(folder: Path, template: Any) -> Any:
+    """The weights alone (averaged ones if the run kept an average), placed as `template` says.
+
+    Args:
+        folder: one checkpoint.
+        template: nested dict of `jax.ShapeDtypeStruct` shaped like the model's parameters.
+
+    Raises:
+        RefusedError: the checkpoint holds a model of another shape.
+    """
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        metadata = reader.metadata((folder / "state").absolute()).item_metadata.tree
+        part = "ema" if metadata.get("ema") else "params"
+        wanted, found = _shapes(template), _shapes(metadata[part])
+        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if wrong:
+            lines = [f"{k}: here {found.get(k)}, expected {wanted.get(k)}" for k in wrong[:5]]
+            raise RefusedError(
+                f"{folder}: {len(wrong)} weights do not fit the model: " + "; ".join(lines)
+            )
+        item = {part: template}
+        restored = reader.restore(
+            (folder / "state").absolute(),
+            args=ocp.args.PyTreeRestore(
+                item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
+            ),
+        )
+    return restored[part]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {_dotted(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in path)

@@ -1,0 +1,86 @@
+"""The whole experiment as one spec, and the checks that need to see several of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm.core.hardware import HardwareSpec
+from llm.core.spec import RefusedError, Spec, knob
+from llm.data.specs import DataSpec
+from llm.models.specs import ModelSpec
+from llm.report.specs import TrackerSpec
+from llm.train.specs import TrainerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec(Spec):
+    """Held-out loss."""
+
+    every: int = knob(100, "steps between evaluations; there is always one at start and end", gt=0)
+    batches: int | None = knob(None, "at most this many batches each time; null takes all", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpec(Spec):
+    """What is saved while training; there is always a checkpoint of the end."""
+
+    every: int = knob(100, "steps between checkpoints", gt=0)
+    keep: int = knob(2, "newest checkpoints that are kept", gt=0)
+    keep_best: bool = knob(True, "keep the checkpoint with the lowest held-out loss as well")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesSpec(Spec):
+    """Text sampled while training, to see what the model has learned."""
+
+    every: int | None = knob(200, "steps between samples; null draws none", gt=0)
+    prompts: list[str] = knob([""], "texts to go on from; an empty one starts a document")
+    max_new_tokens: int = knob(64, "tokens per sample", gt=0)
+    temperature: float = knob(0.8, "0 takes the likeliest token", ge=0)
+    top_p: float = knob(0.95, "sample from the likeliest tokens that hold this much", gt=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSpec(Spec):
+    """Everything that defines a run."""
+
+    name: str = knob(doc="name of the run's folder and W&B run")
+    seed: int = knob(0, "all randomness follows from it", ge=0)
+    init_from: str | None = knob(None, "checkpoint to take the first weights from")
+    resume: str | None = knob(None, "true, last or a run folder: continue that run")
+    model: ModelSpec = knob(doc="model")
+    data: DataSpec = knob(doc="data")
+    trainer: TrainerSpec = knob(doc="trainer")
+    hardware: HardwareSpec = knob(doc="hardware profile")
+    eval: EvalSpec = knob(EvalSpec(), "held-out loss")
+    checkpoint: CheckpointSpec = knob(CheckpointSpec(), "checkpoints")
+    samples: SamplesSpec = knob(SamplesSpec(), "text sampled while training")
+    tracker: TrackerSpec = knob(TrackerSpec(), "Weights & Biases")
+
+    def check(self) -> None:  # noqa: D102
+        data, model, hardware = self.data, self.model, self.hardware
+        if data.seq_len > model.max_seq_len:
+            raise RefusedError(
+                f"data.seq_len={data.seq_len}: longer than model.max_seq_len={model.max_seq_len}"
+            )
+        rows = (hardware.micro_batch or 1) * hardware.devices
+        if data.batch_size % rows:
+            raise RefusedError(
+                f"data.batch_size={data.batch_size}: must be a multiple of {rows} "
+                f"(hardware.micro_batch={hardware.micro_batch or 1} rows x {hardware.devices} devices)"
+            )
+        vocab = data.tokenizer.vocab_size
+        if (
+            data.tokenizer.path is None
+            and model.vocab_size is not None
+            and model.vocab_size < vocab
+        ):
+            raise RefusedError(
+                f"model.vocab_size={model.vocab_size}: smaller than "
+                f"data.tokenizer.vocab_size={vocab}; set it to null to take the tokenizer's"
+            )
+        if self.samples.every and self.samples.max_new_tokens >= model.max_seq_len:
+            raise RefusedError(
+                f"samples.max_new_tokens={self.samples.max_new_tokens}: must be less than "
+                f"model.max_seq_len={model.max_seq_len}"
+            )

@@ -1,0 +1,207 @@
+"""How a model is trained: optimizers, learning-rate schedules, trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llm.core.spec import RefusedError, Spec, knob
+
+if TYPE_CHECKING:
+    import optax
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec(Spec):
+    """Learning rate over the optimizer steps: a linear warm-up, then what the subclass does."""
+
+    warmup_steps: int = knob(20, "steps from 0 to the peak", ge=0)
+
+    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:
+        """The schedule of the `steps` that follow the warm-up."""
+        raise NotImplementedError
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """Learning rate as a function of the step, for a run of `steps` steps in all."""
+        import optax
+
+        after = self.after_warmup(peak, max(steps - self.warmup_steps, 1))
+        if not self.warmup_steps:
+            return after
+        # The first update is made with peak / warmup_steps, not with 0: no step is wasted.
+        warmup = optax.linear_schedule(peak / self.warmup_steps, peak, self.warmup_steps - 1)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosineSpec(ScheduleSpec):
+    """Half a cosine from the peak to `final_fraction` of it (Loshchilov and Hutter 2017)."""
+
+    final_fraction: float = knob(
+        0.1, "learning rate at the end, as a share of the peak", ge=0, le=1
+    )
+
+    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+        import optax
+
+        return optax.cosine_decay_schedule(peak, steps, self.final_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecaySpec(ScheduleSpec):
+    """The peak for most of the run, then a straight line down (Hu et al. 2024)."""
+
+    decay_fraction: float = knob(0.2, "share of the run spent decaying", gt=0, le=1)
+    final_fraction: float = knob(
+        0.0, "learning rate at the end, as a share of the peak", ge=0, le=1
+    )
+
+    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+        import optax
+
+        decay = max(round(self.decay_fraction * (steps + self.warmup_steps)), 1)
+        decay = min(decay, steps)
+        return optax.linear_schedule(peak, self.final_fraction * peak, decay, steps - decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSpec(ScheduleSpec):
+    """A straight line from the peak to `final_fraction` of it."""
+
+    final_fraction: float = knob(
+        0.0, "learning rate at the end, as a share of the peak", ge=0, le=1
+    )
+
+    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+        import optax
+
+        return optax.linear_schedule(peak, self.final_fraction * peak, steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantSpec(ScheduleSpec):
+    """The peak until the end."""
+
+    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+        import optax
+
+        return optax.constant_schedule(peak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec(Spec):
+    """What every optimizer has."""
+
+    lr: float = knob(doc="peak learning rate", gt=0)
+
+    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:
+        """Make the optax transformation; `schedule(peak)` gives the learning rate per step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWSpec(OptimizerSpec):
+    """AdamW (Loshchilov and Hutter 2019); weights decay, biases and norm scales do not."""
+
+    lr: float = knob(1e-3, "peak learning rate", gt=0)
+    b1: float = knob(0.9, "decay of the mean of gradients", ge=0, lt=1)
+    b2: float = knob(0.95, "decay of the mean of squared gradients", ge=0, lt=1)
+    eps: float = knob(1e-8, "added to the root of the mean square", gt=0)
+    weight_decay: float = knob(0.1, "share of a matrix removed per step, times the rate", ge=0)
+
+    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
+        import optax
+
+        from llm.train.optimizers import is_matrix
+
+        return optax.adamw(
+            schedule(self.lr),
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=is_matrix,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSpec(OptimizerSpec):
+    """Muon for the matrices of the blocks, AdamW for the rest (Jordan et al. 2024).
+
+    The rest is embeddings, the head, biases and norm scales. Updates are scaled to AdamW's usual
+    root mean square (Liu et al. 2025), so that both learning rates have the same meaning.
+    """
+
+    lr: float = knob(1e-3, "peak learning rate of the matrices", gt=0)
+    momentum: float = knob(0.95, "decay of the mean of gradients", ge=0, lt=1)
+    newton_schulz_steps: int = knob(5, "iterations that make the update orthogonal", gt=0)
+    weight_decay: float = knob(0.1, "share of a matrix removed per step, times the rate", ge=0)
+    adam_lr: float = knob(1e-3, "peak learning rate of the rest", gt=0)
+    adam_b1: float = knob(0.9, "AdamW's b1 for the rest", ge=0, lt=1)
+    adam_b2: float = knob(0.95, "AdamW's b2 for the rest", ge=0, lt=1)
+    eps: float = knob(1e-8, "added to denominators", gt=0)
+
+    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
+        import optax.contrib
+
+        from llm.train.optimizers import is_matrix, muon_dimensions
+
+        return optax.contrib.muon(
+            schedule(self.lr),
+            beta=self.momentum,
+            ns_steps=self.newton_schulz_steps,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            weight_decay_mask=is_matrix,
+            adam_learning_rate=schedule(self.adam_lr),
+            adam_b1=self.adam_b1,
+            adam_b2=self.adam_b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=muon_dimensions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptaxSpec(OptimizerSpec):
+    """Any other optimizer of optax, by the name of its function: lion, adafactor, sgd, ..."""
+
+    optimizer: str = knob(doc="name of a function in optax or optax.contrib")
+    options: dict[str, Any] = knob({}, "its keyword arguments besides learning_rate")
+
+    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
+        from llm.train.optimizers import optax_by_name
+
+        return optax_by_name(self.optimizer, schedule(self.lr), self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec(Spec):
+    """What every trainer has."""
+
+    name: str = knob(doc="name of the trainer, used in the names of runs")
+    steps: int = knob(doc="optimizer steps", gt=0)
+    optimizer: OptimizerSpec = knob(AdamWSpec(), "optimizer")
+    schedule: ScheduleSpec = knob(WarmupCosineSpec(), "learning rate over the steps")
+    grad_clip: float | None = knob(1.0, "largest global norm of the gradient; null: no limit", gt=0)
+    ema_decay: float | None = knob(
+        None, "decay per step of averaged weights, used to evaluate and sample; null: none",
+        gt=0, lt=1,
+    )  # fmt: skip
+
+    def check(self) -> None:  # noqa: D102
+        if self.schedule.warmup_steps >= self.steps:
+            raise RefusedError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps}: must be less than "
+                f"steps={self.steps}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSpec(TrainerSpec):
+    """Next-token prediction on every token."""
+
+    name: str = knob("pretrain", "name of the trainer, used in the names of runs")
+    steps: int = knob(600, "optimizer steps", gt=0)
+    z_loss: float = knob(0.0, "weight of the squared log-partition (PaLM uses 1e-4)", ge=0)
+    label_smoothing: float = knob(0.0, "share of the target spread evenly", ge=0, lt=1)

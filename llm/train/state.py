@@ -1,0 +1,98 @@
+"""What training changes: weights, optimizer state, step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from llm.core.mesh import parameter_sharding, replicated
+from llm.models.parameter import logical_axes, parameters
+from llm.models.specs import ModelSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a step needs besides its batch; donated to it and replaced by its result."""
+
+    step: Int[Array, ""]
+    """Optimizer steps done."""
+    params: Any
+    """Nested dict of weights."""
+    opt_state: Any
+    ema: Any
+    """Averaged weights shaped like `params`, or None."""
+
+    @property
+    def eval_params(self) -> Any:
+        """The weights to evaluate, sample from and publish: the average if there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+@dataclass(frozen=True)
+class StateFactory:
+    """Makes the first state, and describes a state without making it (to restore one)."""
+
+    model: ModelSpec
+    optimizer: optax.GradientTransformation
+    seed: int
+    use_ema: bool
+    param_dtype: str
+    mesh: Mesh
+
+    def fresh(self) -> TrainState:
+        """Random weights, drawn from `seed` alone, each created where it will lie."""
+        state: TrainState = jax.jit(self._make, out_shardings=self.shardings())()
+        return state
+
+    def from_weights(self, params: Any) -> TrainState:
+        """Given weights, everything else at its start."""
+        make = partial(self._from_params)
+        state: TrainState = jax.jit(make, out_shardings=self.shardings())(params)
+        return state
+
+    def template(self) -> TrainState:
+        """Shapes, types and placement of every array."""
+        shapes = jax.eval_shape(self._make)
+        template: TrainState = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self.shardings(),
+        )
+        return template
+
+    def shardings(self) -> TrainState:
+        """Placement of every array of the state, as a state."""
+        shapes = jax.eval_shape(self._make)
+        model = nnx.eval_shape(lambda: self.model.build(jax.random.key(0)))
+        params = jax.tree.map(
+            lambda axes, p: parameter_sharding(self.mesh, axes, p.shape),
+            logical_axes(model),
+            shapes.params,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+        whole = replicated(self.mesh)
+        opt_state = optax.tree.map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            shapes.opt_state,
+            params,
+            transform_non_params=lambda _: whole,
+        )
+        return TrainState(whole, params, opt_state, params if self.use_ema else None)
+
+    def _make(self) -> TrainState:
+        return self._from_params(parameters(self.model.build(jax.random.key(self.seed))))
+
+    def _from_params(self, params: Any) -> TrainState:
+        params = jax.tree.map(lambda p: p.astype(jnp.dtype(self.param_dtype)), params)
+        ema = jax.tree.map(jnp.copy, params) if self.use_ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)

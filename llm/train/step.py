@@ -1,0 +1,115 @@
+"""One optimizer step, and one evaluation step: pure functions to be jitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from llm.core.precision import cast_matrices
+from llm.train.state import TrainState
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+class Sums(NamedTuple):
+    """What a loss returns. Nothing is divided here: the step divides once, globally."""
+
+    objective: Float[Array, ""]
+    """Sum over tokens of what is minimised."""
+    count: Float[Array, ""]
+    """Tokens that count."""
+    metrics: dict[str, Float[Array, ""]]
+    """Further sums over tokens, reported divided by `count`."""
+
+
+class Objective(Protocol):
+    """A loss: sums over the tokens of a batch, never means."""
+
+    def __call__(self, model: Any, batch: Batch, dropout_keys_B: Key[Array, " B"] | None) -> Sums:
+        """Sums over the rows of `batch`."""
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Builds the step functions of a run from its parts."""
+
+    graphdef: nnx.GraphDef[Any]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    seed: int
+    compute_dtype: str
+    micro_batches: int
+    grad_clip: float | None
+    ema_decay: float | None
+
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Gradients over all micro-batches, clipped; one update; metrics as means per token."""
+        rows = len(batch["tokens"])
+        # One key per row from (seed, step, row): a row's dropout depends on nothing else.
+        step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        keys_B = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
+        gradients, sums = self._gradients(state.params, batch, keys_B)
+        count = jnp.maximum(sums.count, 1)  # a batch in which nothing counts changes nothing
+        norm = optax.global_norm(gradients) / count
+        scale = 1 / count
+        if self.grad_clip is not None:
+            scale = scale * jnp.minimum(1.0, self.grad_clip / jnp.maximum(norm, 1e-12))
+        gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if self.ema_decay is not None:
+            ema = optax.incremental_update(params, ema, 1 - self.ema_decay)
+        metrics = {
+            **{f"train/{name}": total / count for name, total in sums.metrics.items()},
+            "train/grad_norm": norm,
+            "train/lr": jnp.asarray(self.schedule(state.step), jnp.float32),
+            "tokens": sums.count,
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    def _gradients(self, params: Any, batch: Batch, keys_B: Array) -> tuple[Any, Sums]:
+        """Gradient of the summed objective over the whole batch, and its sums."""
+
+        def loss(params: Any, batch: Batch, keys_B: Array) -> tuple[Array, Sums]:
+            model = nnx.merge(self.graphdef, cast_matrices(params, self.compute_dtype))
+            sums = self.objective(model, batch, keys_B)
+            return sums.objective, sums
+
+        gradient = jax.grad(loss, has_aux=True)
+        if self.micro_batches == 1:
+            return gradient(params, batch, keys_B)  # type: ignore[no-any-return]
+
+        def split(x: Array) -> Array:
+            # Micro-batch i takes rows i, i + n, i + 2n, ...: each device gives the same share.
+            return x.reshape(-1, self.micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+        def body(total: Any, piece: tuple[Batch, Array]) -> tuple[Any, None]:
+            new = gradient(params, *piece)
+            return jax.tree.map(lambda t, n: t + n.astype(t.dtype), total, new), None
+
+        pieces = (jax.tree.map(split, batch), split(keys_B))
+        shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], pieces))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+        total, _ = jax.lax.scan(body, zeros, pieces)
+        return total  # type: ignore[no-any-return]
+
+    def eval_step(self, params: Any, batch: Batch, token_bytes_V: Array) -> Metrics:
+        """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""
+        model = nnx.merge(self.graphdef, cast_matrices(params, self.compute_dtype))
+        sums = self.objective(model, batch, None)
+        counts = batch["segment_ids"] > 0
+        byte_count = jnp.where(counts, token_bytes_V[batch["targets"]], 0)
+        return {
+            "loss": sums.metrics["loss"],
+            "tokens": sums.count,
+            "bytes": byte_count.astype(jnp.float32).sum(),
+        }

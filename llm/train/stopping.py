@@ -1,0 +1,93 @@
+"""Stopping on SIGTERM or Ctrl-C without losing work.
+
+The first signal only sets a flag, which the loop looks at between steps, evaluation batches and
+samples. The one thing too long to wait for is a compilation; it runs on a thread of its own
+(`wait_for`), so that the main thread can leave it behind. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequestedError(Exception):
+    """Raised where work is left behind because a stop was asked for."""
+
+
+class StopSignal:
+    """Catches SIGTERM and Ctrl-C while it is open."""
+
+    def __init__(self) -> None:
+        self._requested = threading.Event()
+        self._previous: dict[int, Any] = {}
+        self.left_behind = False
+        """A compilation was left running; the interpreter cannot end normally before it does."""
+
+    def __enter__(self) -> StopSignal:
+        # Python lets only the main thread install handlers; elsewhere (a notebook's or a sweep
+        # launcher's thread) signals keep doing what they did.
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Was a stop asked for?"""
+        return self._requested.is_set()
+
+    def request(self) -> None:
+        """Ask for a stop from within the program."""
+        self._requested.set()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        # os.write, not logging: a logger's lock may be held by the code we interrupted.
+        if self._requested.is_set():
+            os.write(2, b"\nSecond signal: quitting at once.\n")
+            os._exit(128 + number)
+        self._requested.set()
+        os.write(2, b"\nStopping: saving a checkpoint first. Once more quits at once.\n")
+
+    def wait_for(self, work: Callable[[], T]) -> T:
+        """Run `work` on a thread and return its result, or leave it behind when asked to stop.
+
+        Raises:
+            StopRequestedError: a stop was asked for before `work` was done.
+        """
+        result: list[T] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                result.append(work())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=run, daemon=True, name="compile")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if self() and thread.is_alive():
+                self.left_behind = True
+                raise StopRequestedError
+        if failure:
+            raise failure[0]
+        return result[0]
