@@ -20,7 +20,7 @@ from llm.core.spec import RefusedError
 
 GIB = 1024**3
 
-# Dense bf16 TFLOP/s by a part of the device's name, the longest name that fits (vendor data sheets).
+# Dense bf16 TFLOP/s by a part of the device's name (vendor data sheets); the longest fit counts.
 PEAK_TFLOPS = {
     "A6000": 154.8,
     "A100": 312.0,

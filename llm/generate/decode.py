@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from llm.core.precision import cast_matrices
 from llm.generate.sampler import sample_token
+from llm.models.binding import bind
 from llm.models.cache import KVCache
+from llm.models.specs import ModelSpec
 
 _PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 
 
 def generate(
-    graphdef: nnx.GraphDef[Any],
+    spec: ModelSpec,
     params: Any,
     prompts: Sequence[Sequence[int]],
     *,
@@ -37,7 +37,7 @@ def generate(
     on what else is in the batch.
 
     Args:
-        graphdef: structure of the model, from `nnx.split`.
+        spec: what the model is made of.
         params: its weights.
         prompts: token ids, one or more per prompt.
         seed: all randomness follows from it.
@@ -55,7 +55,7 @@ def generate(
     if not prompts or any(not prompt for prompt in prompts):
         raise ValueError("every prompt needs at least one token")
     longest = max(map(len, prompts))
-    limit = graphdef_spec(graphdef).max_seq_len
+    limit = spec.max_seq_len
     if longest + max_new_tokens > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
@@ -67,7 +67,7 @@ def generate(
         tokens_BT[row, : len(prompt)] = prompt
     lengths_B = np.asarray([len(prompt) for prompt in prompts], np.int32)
     new_BT, counts_B = _generate(
-        graphdef,
+        spec,
         params,
         tokens_BT,
         lengths_B,
@@ -81,14 +81,9 @@ def generate(
     return [row[:n].tolist() for row, n in zip(np.asarray(new_BT), counts_B.tolist(), strict=True)]
 
 
-def graphdef_spec(graphdef: nnx.GraphDef[Any]) -> Any:
-    """The spec of the model that a graphdef describes."""
-    return dict(graphdef.nodes[0].attributes)["spec"].value
-
-
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
 def _generate(
-    graphdef: nnx.GraphDef[Any],
+    spec: ModelSpec,
     params: Any,
     tokens_BT: Int[Array, "B T"],
     lengths_B: Int[Array, " B"],
@@ -99,7 +94,7 @@ def _generate(
     top_p: float,
     compute_dtype: str,
 ) -> tuple[Int[Array, "B new"], Int[Array, " B"]]:
-    model = nnx.merge(graphdef, cast_matrices(params, compute_dtype))
+    model = bind(spec, params, compute_dtype=compute_dtype)
     B, T = tokens_BT.shape
     row_keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B))
 
@@ -109,7 +104,7 @@ def _generate(
         return sample_token(logits_BV, keys_B, temperature=temperature, top_p=top_p)
 
     # The cache is made inside the jitted function: passing it in would copy it.
-    cache = KVCache.create(model.spec, B, T + max_new_tokens, jnp.dtype(compute_dtype))
+    cache = KVCache.create(spec, B, T + max_new_tokens, jnp.dtype(compute_dtype))
     real_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
     hidden_BTD, cache = model(tokens_BT, segment_ids_BT=real_BT, cache=cache)
     first_B = draw(hidden_BTD[jnp.arange(B), lengths_B - 1], 0)

@@ -52,7 +52,8 @@ def optax_by_name(
     if unknown:
         known = ", ".join(p for p in _parameters(function) if p != "learning_rate")
         raise RefusedError(
-            f"trainer.optimizer.options.{unknown[0]}: optax.{name} has no such option. It has {known}"
+            f"trainer.optimizer.options.{unknown[0]}: optax.{name} has no such option. "
+            f"It has {known}"
         )
     keywords = dict(options)
     for mask in ("mask", "weight_decay_mask"):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from llm.core.precision import cast_matrices
+from llm.models.binding import bind
+from llm.models.specs import ModelSpec
 from llm.train.state import TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-class Sums(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sums:
     """What a loss returns. Nothing is divided here: the step divides once, globally."""
 
     objective: Float[Array, ""]
@@ -40,7 +42,8 @@ class Objective(Protocol):
 class Stepper:
     """Builds the step functions of a run from its parts."""
 
-    graphdef: nnx.GraphDef[Any]
+    model: ModelSpec
+    remat: str
     objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -80,13 +83,13 @@ class Stepper:
         """Gradient of the summed objective over the whole batch, and its sums."""
 
         def loss(params: Any, batch: Batch, keys_B: Array) -> tuple[Array, Sums]:
-            model = nnx.merge(self.graphdef, cast_matrices(params, self.compute_dtype))
+            model = self._bind(params)
             sums = self.objective(model, batch, keys_B)
             return sums.objective, sums
 
         gradient = jax.grad(loss, has_aux=True)
         if self.micro_batches == 1:
-            return gradient(params, batch, keys_B)  # type: ignore[no-any-return]
+            return gradient(params, batch, keys_B)
 
         def split(x: Array) -> Array:
             # Micro-batch i takes rows i, i + n, i + 2n, ...: each device gives the same share.
@@ -100,11 +103,14 @@ class Stepper:
         shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
         total, _ = jax.lax.scan(body, zeros, pieces)
-        return total  # type: ignore[no-any-return]
+        return total
+
+    def _bind(self, params: Any) -> Any:
+        return bind(self.model, params, compute_dtype=self.compute_dtype, remat=self.remat)
 
     def eval_step(self, params: Any, batch: Batch, token_bytes_V: Array) -> Metrics:
         """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""
-        model = nnx.merge(self.graphdef, cast_matrices(params, self.compute_dtype))
+        model = self._bind(params)
         sums = self.objective(model, batch, None)
         counts = batch["segment_ids"] > 0
         byte_count = jnp.where(counts, token_bytes_V[batch["targets"]], 0)
