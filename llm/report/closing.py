@@ -34,7 +34,8 @@ def show_closing(
         result: what result.json holds.
         report: report.md, if it could be written.
         tracker: tells where the W&B run is.
-        next_commands: lines to copy: chat with the model, resume the run, ...
+        next_commands: lines to copy, for instance to chat with the model; not shown if it failed.
+            A run that is not finished gets one to resume it.
     """
     console = Console(highlight=False)
     status = str(result["status"])
@@ -46,7 +47,10 @@ def show_closing(
     console.print(Rule(heading, style=colour, align="left"))
     for name, value in rows:
         console.print(Text.assemble((f"  {name:{width}}", "dim"), value), soft_wrap=True)
-    for i, line in enumerate(next_commands):
+    commands = list(next_commands) if status != "failed" else []
+    if status != "finished":
+        commands.append(f"python launch/main.py resume={folder}")
+    for i, line in enumerate(commands):
         label = "next" if i == 0 else ""
         console.print(Text.assemble((f"  {label:{width}}", "dim"), (line, "cyan")), soft_wrap=True)
     console.print(Rule(style=colour))

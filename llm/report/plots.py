@@ -111,11 +111,11 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
     grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
     shown = [have[n] for p in panels for n, _, _ in (*p.lines, *p.dots) if n in have]
     last = max(float(c.tokens.max()) for c in shown)
-    for axes, panel in zip(grid[:, 0], panels, strict=True):
-        _draw(axes, panel, have)
+    for i, (axes, panel) in enumerate(zip(grid[:, 0], panels, strict=True)):
+        _draw(axes, panel, have, tall=i == 0)
         axes.set_xlim(0, (last or 1.0) * 1.01)
     bottom = grid[-1, 0]
-    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     bottom.xaxis.set_major_locator(MaxNLocator(8))
     bottom.set_xlabel("tokens", color=_QUIET, fontsize=11)
     figure.savefig(path, format="png")
@@ -130,9 +130,9 @@ def smooth(values: Floats, share: float = 0.02) -> Floats:
     n = values.size
     index = np.arange(n)
     widest = max(1, round(n * share))
-    reach = np.minimum(np.minimum(widest, index // 4), n - 1 - index)
+    reach = np.minimum(widest, index // 4)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    low, high = index - reach, index + reach + 1
+    low, high = index - reach, np.minimum(index + reach + 1, n)
     result: Floats = (sums[high] - sums[low]) / (high - low)
     return result
 
@@ -152,7 +152,7 @@ def thin_out(tokens: Floats, values: Floats, most: int = _MOST_POINTS) -> tuple[
     return tokens[keep], values[keep]
 
 
-def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve]) -> None:
+def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve], *, tall: bool) -> None:
     _dress(axes, panel.title)
     drawn = []
     for name, label, colour in panel.lines:
@@ -161,7 +161,7 @@ def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve]) -> None:
     for name, label, colour in panel.dots:
         if name in have:
             drawn.append(_draw_dots(axes, have[name], label, colour, panel))
-    _scale(axes, np.concatenate(drawn), panel.from_zero)
+    _scale(axes, np.concatenate(drawn), from_zero=panel.from_zero, tall=tall)
 
 
 def _draw_line(axes: Axes, curve: Curve, label: str, colour: str, smoothed: bool) -> Floats:
@@ -218,7 +218,7 @@ def _dress(axes: Axes, title: str) -> None:
     axes.tick_params(axis="x", length=3)
 
 
-def _scale(axes: Axes, values: Floats, from_zero: bool) -> None:
+def _scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
     """Logarithmic where values span more than a factor, which a falling loss does."""
     low, high = float(values.min()), float(values.max())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
@@ -227,10 +227,9 @@ def _scale(axes: Axes, values: Floats, from_zero: bool) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     elif low > 0 and high / low > 2.5:
         axes.set_yscale("log")
-        few = high / low > 30
-        axes.yaxis.set_major_locator(
-            LogLocator(10, subs=(1, 2, 5) if few else (1, 1.5, 2, 3, 5, 7))
-        )
+        # Gridlines at round numbers, closer together where the values are and there is room.
+        subs = (1, 1.5, 2, 3, 5, 7) if tall and high / low < 8 else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -247,4 +246,7 @@ def _tick(value: float) -> str:
     if abs(value) < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    return si(value) if abs(value) >= 1000 else f"{value:.4g}"
+    if abs(value) < 1000:
+        return f"{value:.4g}"
+    digits, letter = si(value)[:-1], si(value)[-1]
+    return f"{float(digits):g}{letter}"

@@ -54,7 +54,8 @@ class RunReport:
             resumed: whether there is such a checkpoint; by default if `start_step` is not 0.
                 Events after `start_step` are then cut off metrics.jsonl, else all of them.
             tracker_id: the W&B run id of the run to go on with; a new one by default.
-            next_commands: lines for the closing panel: what to do with the result.
+            next_commands: lines for the closing panel: what to do with the result. How to resume
+                is added where it applies.
         """
         self.folder = folder
         self.tracker_id = tracker_id or new_run_id()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,20 +109,24 @@ class WandbTracker:
         """
         if self._state == "off":
             return True
-        self._thread.join(seconds)
+        try:
+            self._thread.join(seconds)
+        except KeyboardInterrupt:  # all else is done: the user only wants to stop waiting
+            logger.info("not waiting for W&B any longer")
         if not self._thread.is_alive():
-            return self._state == "done"
-        self._warn("W&B does not answer, so the run ends without it. " + self.sync_hint())
-        self._kill_service()
+            return self._state in ("done", "off")
+        self._state = "abandoned"
+        logger.warning("W&B does not answer; the run ends without it. {}", self.sync_hint())
+        self._end_service()
         return False
 
     def sync_hint(self) -> str:
         """How to upload later what is on this disk."""
         where = self.directory or self._folder / "wandb"
-        return f"To upload it later: wandb sync {where}"
+        return f"To upload it later: wandb sync --id {self._run_id} {where}"
 
     def _put(self, job: _Job) -> None:
-        if self._state in ("off", "broken"):
+        if self._state in ("off", "broken", "abandoned"):
             return
         dropped = False
         with self._changed:
@@ -137,7 +142,7 @@ class WandbTracker:
             )
         elif self._state == "starting" and time.monotonic() - self._born > _PATIENCE:
             self._warn(
-                f"W&B has not started after {_PATIENCE:.0f} s. Training goes on; "
+                f"W&B has not started after {_PATIENCE:.0f} s. The run goes on; "
                 "metrics.jsonl has everything."
             )
 
@@ -154,15 +159,17 @@ class WandbTracker:
                 try:
                     job(self._wandb, run)
                 except Exception as error:
-                    self._warn(f"W&B did not take an event ({_brief(error)}). Training goes on.")
+                    self._warn(f"W&B did not take an event ({_brief(error)}). The run goes on.")
             run.finish(exit_code=self._exit_code)
             self._state = "done"
         except BaseException as error:  # W&B also raises SystemExit; nothing of it may leave here
-            self._warn(f"W&B failed ({_brief(error)}). Training goes on without it.")
-        finally:
-            if self._state != "done":
-                self._state = "broken"
-                self._queue.clear()
+            if self._state == "abandoned":
+                return
+            self._state = "broken"
+            self._queue.clear()
+            self._warn(f"W&B failed ({_brief(error)}). The run goes on without it.")
+            if self._service_process() and self._service_process().poll() is not None:
+                self._end_service()
 
     def _next(self) -> _Job | None:
         """The next job, waiting for one; None when finishing and nothing is left."""
@@ -186,7 +193,8 @@ class WandbTracker:
                 raise
             why = f"online failed: {_brief(error)}"
             mode = "offline"
-            run = self._initialise(wandb, mode)
+            # W&B's service still holds the id of the run that it could not start.
+            run = self._initialise(wandb, mode, suffix="-offline")
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens")
         for name in _BEST_AND_LAST:
@@ -196,7 +204,7 @@ class WandbTracker:
         if self.url:
             logger.info("W&B: online, {}", self.url)
         elif "failed" in why:
-            logger.warning("W&B: offline ({}); the run is kept in {}", why, self.directory)
+            logger.warning("W&B: offline ({}). {}", why, self.sync_hint())
         else:
             logger.info("W&B: offline ({}), in {}", why, self._folder / "wandb")
         return run
@@ -213,11 +221,11 @@ class WandbTracker:
             return "offline", f"login failed: {_brief(error)}"
         return ("online", "logged in") if logged_in else ("offline", "not logged in")
 
-    def _initialise(self, wandb: Any, mode: str) -> Any:
+    def _initialise(self, wandb: Any, mode: str, suffix: str = "") -> Any:
         spec = self._spec
         return wandb.init(
             mode=mode,
-            id=self._run_id,
+            id=self._run_id + suffix,
             resume="allow" if self._resumed else None,
             # Without it a run that somebody else left open would swallow this one.
             reinit="create_new",
@@ -248,15 +256,29 @@ class WandbTracker:
             self._said.add(kind)
             logger.warning("{}", message)
 
-    def _kill_service(self) -> None:
-        """End W&B's background process: at exit W&B would wait for it, if need be for ever.
-
-        W&B has no public way to do so. What it has written to disk can be synced later.
-        """
+    def _service_process(self) -> Any:
+        """W&B's background process if this process started it. W&B has no public way to ask."""
         try:
-            self._wandb.setup()._connection._proc._process.kill()
-        except Exception as error:
-            logger.debug("W&B's service process could not be ended: {}", error)
+            return self._wandb.setup()._connection._proc._process
+        except Exception:
+            return None
+
+    def _end_service(self) -> None:
+        """End W&B's background process and forget it.
+
+        Else W&B waits for it when Python exits, if need be for ever, and a next run in this process
+        would be sent to it too. What it has written to disk can be synced later.
+        """
+
+        def teardown() -> None:
+            with suppress(BaseException):
+                self._wandb.teardown()
+
+        if process := self._service_process():
+            process.kill()
+            thread = threading.Thread(target=teardown, name="wandb-teardown", daemon=True)
+            thread.start()
+            thread.join(5.0)
 
 
 def _environment_mode() -> str | None:
@@ -283,4 +305,4 @@ def _stage_below(folder: Path) -> None:
 def _brief(error: BaseException) -> str:
     """An error on one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
