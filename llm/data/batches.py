@@ -1,0 +1,161 @@
+"""Batches by number: batch n is a pure function of the seed and n.
+
+`PackedBatches` and `PaddedBatches` are endless; `EvalBatches` goes through the held-out rows once.
+With several hosts each one asks for its own slice of every batch's rows.
+"""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm.data.order import RowStream, permutation
+from llm.data.padding import BatchTable, group_by_length
+from llm.data.rows import EMPTY, Rows, collate
+
+Array = np.ndarray[Any, Any]
+Batch = dict[str, Array]
+_ORDER, _EVAL = 2, 3  # purposes of a permutation, next to those in `order`
+
+
+class Shard(NamedTuple):
+    """This host's part of a batch: rows `begin` .. `stop` of `batch_size`."""
+
+    batch_size: int
+    begin: int
+    stop: int
+
+    @classmethod
+    def of(cls, batch_size: int, index: int, count: int) -> Shard:
+        """The slice of host `index` of `count`; `count` must divide `batch_size`."""
+        rows = batch_size // count
+        return cls(batch_size, index * rows, (index + 1) * rows)
+
+
+class Batches(abc.ABC):
+    """An endless sequence of batches with random access; safe to use from several threads."""
+
+    @abc.abstractmethod
+    def batch(self, index: int) -> Batch:
+        """Batch `index` (from 0): int32 [B, T] arrays, see `collate`; B is this host's share."""
+
+
+class PackedBatches(Batches):
+    """Rows in the stream's order, `batch_size` at a time; epochs follow without a seam."""
+
+    def __init__(self, plans: Sequence[Rows], stream: RowStream, shard: Shard, seq_len: int):
+        self._plans = list(plans)
+        self._stream = stream
+        self._shard = shard
+        self._seq_len = seq_len
+
+    def batch(self, index: int) -> Batch:  # noqa: D102
+        size, begin, stop = self._shard
+        source, row = self._stream.rows(index * size + begin, stop - begin)
+        return collate(self._plans, source, row, self._seq_len)
+
+
+class PaddedBatches(Batches):
+    """Rows of similar length together.
+
+    An epoch is as many rows of the stream as there are rows. They are sorted into buckets in the
+    stream's order; each bucket is cut into batches, a remainder filled up with empty rows; and the
+    batches are shuffled.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Rows],
+        stream: RowStream,
+        shard: Shard,
+        buckets: Sequence[int],
+        seed: int,
+    ):
+        self._plans = list(plans)
+        self._lengths = [plan.lengths().astype(np.int32) for plan in plans]
+        self._stream = stream
+        self._shard = shard
+        self._buckets = list(buckets)
+        self._seed = seed
+        self._first = [0]  # number of the first batch of each epoch, as far as known
+        self._epochs: dict[int, tuple[BatchTable, Array, Array]] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in self.__dict__.items() if k != "_lock"}
+        return {**kept, "_epochs": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def batch(self, index: int) -> Batch:  # noqa: D102
+        with self._lock:
+            epoch, place = self._locate(index)
+            table, source, row = self._epoch(epoch)
+        size, begin, stop = self._shard
+        place = int(permutation(len(table), self._seed, _ORDER, epoch)[place])
+        mine = table.rows(place, size)[begin:stop]
+        row = np.where(mine == EMPTY, EMPTY, row[mine])
+        return collate(self._plans, source[mine], row, self._buckets[table.bucket[place]])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Epoch of a batch, and its place in it."""
+        if len(self._plans) == 1:
+            # Each epoch has the same rows, so as many batches.
+            return divmod(index, len(self._epoch(0)[0]) if not self._epochs else self._per_epoch())
+        while self._first[-1] <= index:
+            self._first.append(self._first[-1] + len(self._epoch(len(self._first) - 1)[0]))
+        epoch = int(np.searchsorted(self._first, index, side="right")) - 1
+        return epoch, index - self._first[epoch]
+
+    def _per_epoch(self) -> int:
+        return len(next(iter(self._epochs.values()))[0])
+
+    def _epoch(self, epoch: int) -> tuple[BatchTable, Array, Array]:
+        """An epoch's batches, and the source and row of each of its rows; two are kept."""
+        if epoch not in self._epochs:
+            count = sum(self._stream.n_rows)
+            source, row = self._stream.rows(epoch * count, count)
+            length = np.zeros(count, np.int32)
+            for n, lengths in enumerate(self._lengths):
+                length[source == n] = lengths[row[source == n]]
+            table = group_by_length(length, self._buckets, self._shard.batch_size)
+            self._epochs = {k: v for k, v in self._epochs.items() if abs(k - epoch) == 1}
+            self._epochs[epoch] = table, source, row
+        return self._epochs[epoch]
+
+
+class EvalBatches:
+    """Every held-out row once, in an order that no seed changes.
+
+    The order is shuffled, so that the first batches are a fair sample of all of them.
+    """
+
+    def __init__(self, plans: Sequence[Rows], shard: Shard, buckets: Sequence[int]):
+        self._plans = list(plans)
+        self._shard = shard
+        self._buckets = list(buckets)
+        counts = [len(plan) for plan in plans]
+        order = permutation(sum(counts), _EVAL)
+        self._source = np.repeat(np.arange(len(plans)), counts)[order]
+        self._row = np.concatenate([np.arange(count) for count in counts])[order]
+        length = np.concatenate([plan.lengths() for plan in plans])[order]
+        self._table = group_by_length(length, self._buckets, shard.batch_size)
+        self._order = permutation(len(self._table), _EVAL)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def take(self, limit: int | None) -> Iterator[Batch]:
+        """The first `limit` batches, or all; the last of each bucket is filled with empty rows."""
+        size, begin, stop = self._shard
+        for place in self._order[:limit]:
+            mine = self._table.rows(int(place), size)[begin:stop]
+            row = np.where(mine == EMPTY, EMPTY, self._row[mine])
+            seq_len = self._buckets[self._table.bucket[place]]
+            yield collate(self._plans, self._source[mine], row, seq_len)

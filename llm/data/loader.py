@@ -1,0 +1,123 @@
+"""The loader: grain reads batches ahead, in threads or in worker processes.
+
+Grain's state for this pipeline is the number of the next batch. With worker processes its own
+state would also record how many there are; this loader keeps to the number, so a run may resume
+with another count of workers and still see the same batches.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from llm.core.spec import RefusedError
+from llm.data.batches import Batch, Batches
+
+_THREADS = 2
+_AHEAD = 4  # batches kept ready; a batch takes well under a millisecond to make
+_SIGTERM_GRACE = 60.0
+
+
+class Loader:
+    """An endless iterator over batches that can tell where it is and go there.
+
+    Args:
+        batches: what to read.
+        workers: processes that read ahead; 0 for threads in this process, which is enough unless
+            the rows are very long.
+    """
+
+    def __init__(self, batches: Batches, workers: int = 0) -> None:
+        self._batches = batches
+        self._workers = workers
+        self._next = 0
+        self._iterator: Any = None
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch: int32 [B, T] arrays, see `llm.data.rows.collate`."""
+        if self._iterator is None:
+            self._iterator = _iterate(self._batches, self._next, self._workers)
+        batch = next(self._iterator)
+        self._next += 1
+        # Workers hand over shared memory that grain takes back; a copy is ours for good.
+        return {name: np.array(array) for name, array in batch.items()}
+
+    def cursor(self) -> dict[str, int]:
+        """Where the loader is, as JSON data for a checkpoint: batches that were handed out."""
+        return {"next_index": self._next}
+
+    def restore(self, cursor: dict[str, int]) -> None:
+        """Go on where `cursor()` was taken: the next batch is the one that came next then.
+
+        Raises:
+            RefusedError: this is not a cursor.
+        """
+        index = cursor.get("next_index") if isinstance(cursor, dict) else None
+        if index is None or int(index) < 0:
+            raise RefusedError(f"data cursor {cursor!r}: expected {{'next_index': batches}}")
+        self.close()
+        self._next = int(index)
+
+    def close(self) -> None:
+        """Stop reading ahead; a later `next` starts again from the same place."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+class _From:
+    """Batches from number `first` on, in the form that grain reads."""
+
+    def __init__(self, batches: Batches, first: int) -> None:
+        self._batches = batches
+        self._first = first
+
+    def __len__(self) -> int:
+        return sys.maxsize // 2 - self._first
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._batches.batch(self._first + int(index))
+
+
+def _iterate(batches: Batches, first: int, workers: int) -> Any:
+    import grain
+
+    read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    dataset = grain.MapDataset.source(_From(batches, first)).to_iter_dataset(read)
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+    return iter(dataset)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Make a worker process well-behaved: it outlives signals, but never its parent."""
+    # Ctrl-C and a cluster's SIGTERM reach the whole process group. The parent still wants batches
+    # until it has stopped on its own terms.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+    # Grain imports jax; nothing here may claim a device.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    threading.Thread(target=_die_with_parent, name="die-with-parent", daemon=True).start()
+
+
+def _leave_later(signum: int, frame: object) -> None:
+    timer = threading.Timer(_SIGTERM_GRACE, os._exit, [128 + signum])
+    timer.daemon = True
+    timer.start()
+
+
+def _die_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

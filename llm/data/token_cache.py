@@ -1,0 +1,237 @@
+"""Documents tokenised once, kept on disk, read through a memory map.
+
+One folder per (source content, tokenizer): `tokens.bin` holds every document as
+`start, tokens..., separator`, one after the other; `offsets.bin` (D + 1), `bytes.bin` (D) and
+`hashes.bin` (D) hold where each begins, its exact length in UTF-8 and a hash of its text;
+`meta.json` the counts. A start costs no more than opening the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loguru import logger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llm.core.spec import RefusedError
+from llm.data.build_once import build_once
+from llm.data.digests import digest
+from llm.data.sources import Document, Skipped, Source
+from llm.data.tokenizer import Tokenizer, split_long
+
+_FORMAT = 1
+_BATCH_CHARACTERS = 2**21
+_BATCH_DOCUMENTS = 2048
+
+
+class TokenCache:
+    """A tokenised source.
+
+    Attributes:
+        folder: where it lies; its name is the fingerprint of content and tokenizer.
+        meta: counts (`documents`, `tokens`, `bytes`, `skipped`) and the source's name.
+        tokens: every document with its start token and separator, uint16 or uint32.
+        offsets: int64 [D + 1], where each document begins in `tokens`.
+        bytes: int64 [D], length of each document's text in UTF-8.
+        hashes: uint64 [D], hash of each document's text.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        count = self.meta["documents"]
+        self.tokens = np.memmap(folder / "tokens.bin", self.meta["dtype"], "r")
+        self.offsets = np.memmap(folder / "offsets.bin", "<i8", "r", shape=(count + 1,))
+        self.bytes = np.memmap(folder / "bytes.bin", "<i8", "r", shape=(count,))
+        self.hashes = np.memmap(folder / "hashes.bin", "<u8", "r", shape=(count,))
+
+    def __reduce__(self) -> tuple[type[TokenCache], tuple[Path]]:
+        # Loader processes open the files themselves; a memory map would be pickled by content.
+        return TokenCache, (self.folder,)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names content and tokenizer."""
+        return self.folder.name
+
+
+def tokenise(source: Source, tokenizer: Tokenizer, cache_dir: Path) -> TokenCache:
+    """The source's token cache, built if there is none yet.
+
+    Raises:
+        RefusedError: the source cannot be read, or holds no text.
+    """
+    parts = (source.fingerprint(), tokenizer.fingerprint, tokenizer.start_id)
+    folder = cache_dir / "tokens" / digest(_FORMAT, *parts)
+    build_once(folder, lambda work: _build(work, source, tokenizer), _is_whole)
+    return TokenCache(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file has the size that its meta.json tells."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    except (OSError, ValueError):
+        return False
+    return all(sizes.get(name) == size for name, size in meta["sizes"].items())
+
+
+def _build(work: Path, source: Source, tokenizer: Tokenizer) -> None:
+    """Fill an empty folder with the tokenised source."""
+    started = time.monotonic()
+    logger.info("tokenising {}", source.name)
+    skipped = Skipped()
+    writer = _Writer(work, tokenizer)
+    with writer, _progress(source) as advance:
+        for batch in _batches(source.documents(skipped)):
+            advance(writer.write(batch))
+    if not writer.documents:
+        left_out = f" (left out: {skipped.describe()})" if skipped.counts else ""
+        raise RefusedError(f"{source.name}: it holds no text{left_out}")
+    if skipped.counts:
+        logger.warning("{}: left out {}", source.name, skipped.describe())
+    writer.check_bytes(source.name)
+    sizes = {path.name: path.stat().st_size for path in work.iterdir()}
+    meta = {
+        "source": source.name,
+        "dtype": writer.dtype,
+        "documents": writer.documents,
+        "tokens": writer.tokens,
+        "bytes": writer.bytes,
+        "skipped": dict(skipped.counts),
+        "sizes": sizes,
+    }
+    (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    logger.info(
+        "tokenised {}: {:,} documents, {:,} tokens, {:.1f} MB in {:.1f} s",
+        source.name,
+        writer.documents,
+        writer.tokens,
+        writer.bytes / 1e6,
+        time.monotonic() - started,
+    )
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:
+    """Documents in groups worth a call to the tokenizer: some MB of text."""
+    group: list[str] = []
+    characters = 0
+    for document in documents:
+        group.append(document.text)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS or len(group) >= _BATCH_DOCUMENTS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+class _Writer:
+    """Appends tokenised documents to the files of a cache."""
+
+    def __init__(self, work: Path, tokenizer: Tokenizer) -> None:
+        self.dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+        self.documents = 0
+        self.tokens = 0
+        self.bytes = 0
+        self._token_bytes = 0
+        self._tokenizer = tokenizer
+        self._files = {
+            name: (work / f"{name}.bin").open("wb")
+            for name in ("tokens", "offsets", "bytes", "hashes")
+        }
+        self._append("offsets", np.zeros(1, "<i8"))
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def write(self, texts: list[str]) -> int:
+        """Tokenise and append some documents; returns their bytes."""
+        parts = [split_long(text) for text in texts]
+        ids = iter(self._encode([part for of_one in parts for part in of_one]))
+        encoded = [text.encode() for text in texts]
+        offsets = []
+        for of_one in parts:
+            start, stop = [self._tokenizer.start_id], [self._tokenizer.separator_id]
+            pieces = [start, *itertools.islice(ids, len(of_one)), stop]
+            array = np.concatenate([np.array(piece, self.dtype) for piece in pieces])
+            self._token_bytes += int(self._tokenizer.token_bytes[array].sum())
+            self._append("tokens", array)
+            self.tokens += len(array)
+            offsets.append(self.tokens)
+        sizes = [len(content) for content in encoded]
+        hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in encoded]
+        self._append("offsets", np.array(offsets, "<i8"))
+        self._append("bytes", np.array(sizes, "<i8"))
+        self._append("hashes", np.frombuffer(b"".join(hashes), "<u8"))
+        self.documents += len(texts)
+        self.bytes += sum(sizes)
+        return sum(sizes)
+
+    def check_bytes(self, name: str) -> None:
+        """Bits per byte counts the bytes that tokens stand for: say so if the text has others."""
+        if self._token_bytes != self.bytes:
+            logger.warning(
+                "{}: this tokenizer does not keep text exactly: its tokens stand for {:,} bytes, "
+                "the text has {:,}; bits per byte are off by {:.2%}",
+                name,
+                self._token_bytes,
+                self.bytes,
+                abs(self._token_bytes / self.bytes - 1),
+            )
+
+    def _encode(self, parts: list[str]) -> Iterator[list[int]]:
+        """Tokenise in calls of bounded size, since one document may have very many parts."""
+        first = 0
+        while first < len(parts):
+            last, characters = first, 0
+            while last < len(parts) and characters < _BATCH_CHARACTERS:
+                characters += len(parts[last])
+                last += 1
+            yield from self._tokenizer.encode_batch(parts[first:last])
+            first = last
+
+    def _append(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        self._files[name].write(values.tobytes())
+
+
+class _progress:  # noqa: N801  (used like a function)
+    """A progress bar over a source's bytes, only on a terminal; gives `advance(bytes)`."""
+
+    def __init__(self, source: Source) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("tokenising"),
+            BarColumn(),
+            TextColumn("{task.fields[megabytes]:.0f} MB"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=source.size, megabytes=0.0)
+
+    def __enter__(self) -> Any:
+        self._bar.start()
+        return self._advance
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def _advance(self, size: int) -> None:
+        done = self._bar.tasks[0].completed + size
+        self._bar.update(self._task, completed=done, megabytes=done / 1e6)
