@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import secrets
 import sys
 import typing
@@ -65,6 +66,7 @@ def folder_name(overrides: str) -> str:
     return overrides.replace("/", ".").replace(" ", "")[:120] or "defaults"
 
 
+@functools.lru_cache
 def schema(spec: type[Spec]) -> Any:
     """A spec's fields as a structured config.
 
@@ -113,11 +115,10 @@ def experiment_spec(cfg: DictConfig) -> ExperimentSpec:
         RefusedError: with one line that names the key, its value and what was expected.
     """
     try:
-        data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        data = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RefusedError(str(error).splitlines()[0]) from None
-    assert isinstance(data, dict)
-    data.pop("hydra", None)
     spec = spec_from_json(data)
     if not isinstance(spec, ExperimentSpec):
         raise RefusedError(f"the root of the configuration must be a {_target(ExperimentSpec)}")

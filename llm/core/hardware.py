@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm.core.spec import Spec, knob
-
-if TYPE_CHECKING:
-    pass
+from llm.core.spec import RefusedError, Spec, knob
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "block", "dots")

@@ -56,7 +56,7 @@ def _cross_entropy(
     z_loss: float,
     label_smoothing: float,
 ) -> LossSums:
-    def body(sums: LossSums, piece: tuple[Array, Array, Array]) -> tuple[LossSums, None]:
+    def body(sums: LossSums, piece: tuple[Array, ...]) -> tuple[LossSums, None]:
         new, _ = _chunk_loss(*piece, head_VD, z_loss, label_smoothing)
         return LossSums(*map(jnp.add, sums, new)), None
 
@@ -75,7 +75,7 @@ def _forward(
     label_smoothing: float,
 ) -> tuple[LossSums, tuple[Array, Array]]:
     def body(
-        carry: tuple[LossSums, Array], piece: tuple[Array, Array, Array]
+        carry: tuple[LossSums, Array], piece: tuple[Array, ...]
     ) -> tuple[tuple[LossSums, Array], Array]:
         sums, d_head_VD = carry
         hidden_CD = piece[0]

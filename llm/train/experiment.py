@@ -67,7 +67,8 @@ class ExperimentSpec(Spec):
         if data.batch_size % rows:
             raise RefusedError(
                 f"data.batch_size={data.batch_size}: must be a multiple of {rows}, "
-                f"{hardware.micro_batch or 1} rows (hardware.micro_batch) x {hardware.devices} devices"
+                f"{hardware.micro_batch or 1} rows (hardware.micro_batch) "
+                f"x {hardware.devices} devices"
             )
         vocab = data.tokenizer.vocab_size
         if (

@@ -11,6 +11,8 @@ from llm.core.spec import RefusedError, Spec, knob
 if TYPE_CHECKING:
     import optax
 
+    from llm.train.step import Objective
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec(Spec):
@@ -196,6 +198,10 @@ class TrainerSpec(Spec):
                 f"steps={self.steps}"
             )
 
+    def objective(self, loss_chunk: int) -> Objective:
+        """The loss; `loss_chunk` is the number of tokens whose logits may exist at once."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSpec(TrainerSpec):
@@ -205,3 +211,8 @@ class PretrainSpec(TrainerSpec):
     steps: int = knob(600, "optimizer steps", gt=0)
     z_loss: float = knob(0.0, "weight of the squared log-partition (PaLM uses 1e-4)", ge=0)
     label_smoothing: float = knob(0.0, "share of the target spread evenly", ge=0, lt=1)
+
+    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
+        from llm.train.pretrain import NextToken
+
+        return NextToken(loss_chunk, self.z_loss, self.label_smoothing)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
 
 from llm.core.mesh import parameter_sharding, replicated
 from llm.models.parameter import logical_axes, parameters
@@ -23,8 +22,8 @@ from llm.models.specs import ModelSpec
 class TrainState:
     """Everything a step needs besides its batch; donated to it and replaced by its result."""
 
-    step: Int[Array, ""]
-    """Optimizer steps done."""
+    step: Any
+    """Optimizer steps done, an int32 scalar."""
     params: Any
     """Nested dict of weights."""
     opt_state: Any

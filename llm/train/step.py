@@ -108,7 +108,7 @@ class Stepper:
     def _bind(self, params: Any) -> Any:
         return bind(self.model, params, compute_dtype=self.compute_dtype, remat=self.remat)
 
-    def eval_step(self, params: Any, batch: Batch, token_bytes_V: Array) -> Metrics:
+    def eval_step(self, params: Any, token_bytes_V: Array, batch: Batch) -> Metrics:
         """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""
         model = self._bind(params)
         sums = self.objective(model, batch, None)

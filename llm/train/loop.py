@@ -1,0 +1,175 @@
+"""THE loop. Trainers differ in where batches come from and what the loss is, not here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+from loguru import logger
+
+from llm.hub.checkpoints import Checkpoints
+from llm.report.ledger import Ledger
+from llm.report.run_report import RunReport
+from llm.train.state import TrainState
+from llm.train.step_report import DivergedError, StepReport
+from llm.train.stopping import StopRequestedError, StopSignal
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def __next__(self) -> Any:
+        """The next batch."""
+
+    def cursor(self) -> dict[str, Any]:
+        """JSON data from which the source can go on exactly here."""
+
+
+@dataclass
+class Progress:
+    """What the loop knows besides the training state; kept in every checkpoint."""
+
+    evaluated: int | None = None
+    """Step of the newest evaluation."""
+    sampled: int | None = None
+    """Step of the newest samples."""
+    eval_metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Loop:
+    """The parts of a run, and how they take turns."""
+
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    place: Callable[[Any], Any]
+    """Puts a host batch on the devices."""
+    evaluate: Callable[[Any], dict[str, float]] | None
+    """Held-out metrics of some weights; None if nothing is held out."""
+    sample: Callable[[Any, int], tuple[list[str], list[str]]] | None
+    """Prompts and completions from some weights at some step; None if none are wanted."""
+    checkpoints: Checkpoints
+    meta: Callable[[], dict[str, Any]]
+    """What a checkpoint says besides arrays, cursor and progress."""
+    report: RunReport
+    steps: StepReport
+    stop: StopSignal
+    ledger: Ledger
+    total: int
+    eval_every: int
+    save_every: int
+    sample_every: int | None
+    progress: Progress = field(default_factory=Progress)
+    saved: int | None = None
+    """Step of the newest checkpoint."""
+
+    def run(self, state: TrainState, source: Source) -> tuple[TrainState, str]:
+        """Train until `total` steps are done or a stop is asked for.
+
+        Returns:
+            The last state, and `finished` or `stopped`.
+        """
+        step = first = int(state.step)
+        cursor: dict[str, Any] | None = None
+        try:
+            for step in range(first, self.total + 1):
+                self._evaluate_if_due(step, state)
+                self._sample_if_due(step, state)
+                stopping = self.stop()
+                cursor = source.cursor()
+                if stopping or step == self.total or (step % self.save_every == 0 and step > first):
+                    self._save(step, state, cursor)
+                if stopping or step == self.total:
+                    break
+                try:
+                    state = self._step(step, state, source)
+                except StopRequestedError:  # while compiling: the state is as it was
+                    self._save(step, state, cursor)
+                    break
+        except Exception as error:
+            self._rescue(error, state, cursor)
+            raise
+        return state, "finished" if step == self.total else "stopped"
+
+    def _step(self, step: int, state: TrainState, source: Source) -> TrainState:
+        started = time.perf_counter()
+        with self.ledger("data"):
+            batch = self.place(next(source))
+        waited = time.perf_counter() - started
+        with self.ledger("train"):
+            state, metrics = self.train_step(state, batch)
+            self.steps.push(step + 1, metrics, waited)  # looks at the step before
+        return state
+
+    def _evaluate_if_due(self, step: int, state: TrainState) -> None:
+        due = step % self.eval_every == 0 or step == self.total
+        if self.evaluate is None or not due or self.progress.evaluated == step or self.stop():
+            return
+        with self._pause("eval"):
+            try:
+                metrics = self.evaluate(state.eval_params)
+            except StopRequestedError:
+                return
+            self.report.log(step, self.steps.tokens, metrics)
+            self.progress.evaluated, self.progress.eval_metrics = step, metrics
+
+    def _sample_if_due(self, step: int, state: TrainState) -> None:
+        if self.sample is None or self.sample_every is None or self.stop():
+            return
+        due = (step > 0 and step % self.sample_every == 0) or step == self.total
+        if not due or self.progress.sampled == step:
+            return
+        with self._pause("sample"):
+            try:
+                prompts, completions = self.sample(state.eval_params, step)
+            except StopRequestedError:
+                return
+            self.report.samples(step, self.steps.tokens, prompts, completions)
+            self.progress.sampled = step
+
+    @contextmanager
+    def _pause(self, phase: str) -> Iterator[None]:
+        """Wait for the step under way, charge what follows to `phase`, and not to a step."""
+        with self.ledger("train"):
+            self.steps.flush()
+        with self.ledger(phase):
+            yield
+        self.steps.restart_clock()
+
+    def _save(self, step: int, state: TrainState, cursor: dict[str, Any]) -> None:
+        with self._pause("checkpoint"):
+            if self.saved == step:
+                return
+            evaluated_here = self.progress.evaluated == step
+            self.checkpoints.save(
+                step,
+                state,
+                {
+                    **self.meta(),
+                    "step": step,
+                    "tokens": self.steps.tokens,
+                    "cursor": cursor,
+                    "progress": {
+                        "evaluated": self.progress.evaluated,
+                        "sampled": self.progress.sampled,
+                        "eval_metrics": self.progress.eval_metrics,
+                    },
+                },
+                eval_loss=self.progress.eval_metrics.get("eval/loss") if evaluated_here else None,
+            )
+            self.saved = step
+
+    def _rescue(self, error: Exception, state: TrainState, cursor: dict[str, Any] | None) -> None:
+        """After a crash outside the step the state is still whole: keep it."""
+        lost = any(x.is_deleted() for x in jax.tree.leaves(state))
+        if isinstance(error, DivergedError) or lost or cursor is None:
+            return
+        try:
+            self._save(int(state.step), state, cursor)
+            self.checkpoints.wait()
+            logger.info("Saved a checkpoint at step {} before giving up.", int(state.step))
+        except Exception as second:
+            logger.warning("No checkpoint could be saved: {!r}", second)

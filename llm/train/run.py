@@ -1,0 +1,321 @@
+"""One run from its spec: build the parts, hand them to the loop, leave the folder in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from loguru import logger
+
+from llm.core.machine import claim
+from llm.core.mesh import put_rows, replicated
+from llm.core.spec import RefusedError
+from llm.data.pipeline import Data
+from llm.generate.decode import generate
+from llm.hub.checkpoints import Checkpoints, Restored, read_checkpoint_meta, read_checkpoint_weights
+from llm.hub.sources import find_checkpoint
+from llm.models.specs import ModelSpec
+from llm.report.ledger import Ledger
+from llm.report.run_files import note_resume, write_run
+from llm.report.run_report import RunReport
+from llm.train.compiled import Compiled
+from llm.train.evaluate import evaluate
+from llm.train.experiment import ExperimentSpec
+from llm.train.loop import Loop, Progress
+from llm.train.state import StateFactory, TrainState
+from llm.train.step import Stepper
+from llm.train.step_report import StepReport
+from llm.train.stopping import StopSignal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    status: str
+    """`finished` or `stopped`; a failed run raises instead."""
+    step: int
+    eval_loss: float | None
+    left_behind: bool
+    """A compilation still runs: the process must end with `os._exit`."""
+
+
+def run(experiment: ExperimentSpec, folder: Path, *, overrides: Sequence[str] = ()) -> Outcome:
+    """Run (or continue) an experiment in its folder.
+
+    Args:
+        experiment: what to do.
+        folder: the run's folder; created if missing. If it holds a run already, `resume` must say
+            so in the spec, and training goes on from its newest good checkpoint.
+        overrides: the words of the command line, for run.json.
+
+    Raises:
+        RefusedError: something cannot work; nothing was trained.
+        DivergedError: the loss is no longer a number.
+    """
+    ledger = Ledger()
+    folder.mkdir(parents=True, exist_ok=True)
+    with StopSignal() as stop:
+        return _Run(experiment, folder, tuple(overrides), ledger, stop).go()
+
+
+class _Run:
+    """The parts of one run, made in the order they need each other."""
+
+    def __init__(
+        self,
+        experiment: ExperimentSpec,
+        folder: Path,
+        overrides: tuple[str, ...],
+        ledger: Ledger,
+        stop: StopSignal,
+    ) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.overrides = overrides
+        self.ledger = ledger
+        self.stop = stop
+
+    def go(self) -> Outcome:
+        with self.ledger("prepare"):
+            self.machine = claim(self.experiment.hardware)
+            if self.machine.note:
+                logger.warning(self.machine.note)
+            self.data = self.experiment.data.build(
+                self.experiment.seed, jax.process_index(), jax.process_count()
+            )
+            self.model = _with_vocabulary(self.experiment.model, self.data)
+            factory = self._factory()
+            checkpoints = self._checkpoints()
+            restored = checkpoints.restore_newest(factory.template())
+            parent, state = self._first_state(factory, restored)
+            report = self._report(parent, restored)
+        try:
+            loop, source = self._loop(checkpoints, report, restored, parent)
+            state, status = loop.run(state, source)
+            with self.ledger("checkpoint"):
+                checkpoints.close()
+            source.close()
+        except BaseException as error:
+            report.finish("failed", error=error, ledger=self.ledger.totals())
+            raise
+        report.finish(
+            "finished" if status == "finished" else "stopped",
+            ledger=self.ledger.totals(),
+            extra={"parameters": _count(state.params), "checkpoint": loop.saved},
+        )
+        return Outcome(
+            status,
+            int(state.step),
+            loop.progress.eval_metrics.get("eval/loss"),
+            self.stop.left_behind,
+        )
+
+    def _schedule(self, peak: float) -> Any:
+        trainer = self.experiment.trainer
+        return trainer.schedule.build(peak, trainer.steps)
+
+    def _factory(self) -> StateFactory:
+        trainer = self.experiment.trainer
+        self.optimizer = trainer.optimizer.build(self._schedule)
+        return StateFactory(
+            model=self.model,
+            optimizer=self.optimizer,
+            seed=self.experiment.seed,
+            use_ema=trainer.ema_decay is not None,
+            param_dtype=self.machine.spec.param_dtype,
+            mesh=self.machine.mesh,
+        )
+
+    def _checkpoints(self) -> Checkpoints:
+        spec = self.experiment.checkpoint
+        return Checkpoints(self.folder / "checkpoints", keep=spec.keep, keep_best=spec.keep_best)
+
+    def _first_state(
+        self, factory: StateFactory, restored: Restored | None
+    ) -> tuple[dict[str, Any] | None, TrainState]:
+        """The state to begin with, and the checkpoint it descends from."""
+        if restored is not None:
+            if restored.meta["fingerprint"] != self.data.fingerprint:
+                raise RefusedError(
+                    f"resume: the data of {self.folder} is not what it was (another Python, "
+                    "changed files or another tokenizer); the run cannot go on with it"
+                )
+            return restored.meta["parent"], restored.arrays
+        if self.experiment.init_from is None:
+            return None, factory.fresh()
+        source = find_checkpoint(self.experiment.init_from)
+        meta = read_checkpoint_meta(source)
+        if meta["tokenizer"] != self.data.tokenizer.to_json():
+            raise RefusedError(
+                f"init_from={self.experiment.init_from}: its tokenizer is not that of the data; "
+                f"set data.tokenizer.path={source.parent.parent / 'tokenizer.json'}"
+            )
+        weights = read_checkpoint_weights(source, factory.template().params)
+        logger.info("First weights from {} (step {}).", source, meta["step"])
+        parent = {"checkpoint": str(source), "step": meta["step"], "run": meta["run"]}
+        return parent, factory.from_weights(weights)
+
+    def _report(self, parent: dict[str, Any] | None, restored: Restored | None) -> RunReport:
+        experiment = self.experiment
+        config = experiment.to_json()
+        devices = self.machine.device_names()
+        lineage = {"parent": parent, "data": self.data.fingerprint}
+        report = RunReport(
+            self.folder,
+            tracker=experiment.tracker,
+            config=config,
+            lineage=lineage,
+            title=experiment.name,
+            total_steps=experiment.trainer.steps,
+            start_step=restored.step if restored else 0,
+            start_tokens=restored.meta["tokens"] if restored else 0,
+            resumed=restored is not None,
+            tracker_id=restored.meta["tracker_id"] if restored else None,
+            next_commands=[f'python launch/generate.py checkpoint={self.folder} prompt="..."'],
+        )
+        if (self.folder / "run.json").exists():
+            note_resume(self.folder, step=restored.step if restored else 0, devices=devices)
+        else:
+            write_run(
+                self.folder,
+                title=experiment.name,
+                specs=config,
+                overrides=self.overrides,
+                devices=devices,
+                data=self.data.fingerprint,
+                parent=parent,
+                tracker_id=report.tracker_id,
+                parameters=self._n_params(),
+            )
+            (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_json(), "utf-8")
+        report.say(self.data.describe())
+        report.say(f"{self.model.name}: {self._n_params():,} parameters on {', '.join(devices)}")
+        return report
+
+    def _n_params(self) -> int:
+        shapes = self._factory().template().params
+        return _count(shapes)
+
+    def _loop(
+        self,
+        checkpoints: Checkpoints,
+        report: RunReport,
+        restored: Restored | None,
+        parent: dict[str, Any] | None,
+    ) -> tuple[Loop, Any]:
+        experiment, trainer, hardware = self.experiment, self.experiment.trainer, self.machine.spec
+        rows = (hardware.micro_batch or experiment.data.batch_size) * (
+            hardware.devices if hardware.micro_batch else 1
+        )
+        stepper = Stepper(
+            model=self.model,
+            remat=hardware.remat,
+            objective=trainer.objective(hardware.loss_chunk),
+            optimizer=self.optimizer,
+            schedule=self._schedule(trainer.optimizer.lr),
+            seed=experiment.seed,
+            compute_dtype=hardware.compute_dtype,
+            micro_batches=experiment.data.batch_size // rows,
+            grad_clip=trainer.grad_clip,
+            ema_decay=trainer.ema_decay,
+        )
+        train_step = Compiled(jax.jit(stepper.train_step, donate_argnums=0), self.stop, self.ledger)
+        eval_step = Compiled(jax.jit(stepper.eval_step), self.stop, self.ledger)
+        token_bytes = _padded_to(self.data.tokenizer.token_bytes, self.model.vocab)
+        token_bytes_V = jax.device_put(token_bytes, replicated(self.machine.mesh))
+
+        def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+            return put_rows(batch, self.machine.mesh)
+
+        def held_out(params: Any) -> dict[str, float]:
+            batches: Iterator[Any] = map(place, self.data.eval_batches(experiment.eval.batches))
+            return evaluate(eval_step, params, token_bytes_V, batches, self.stop)
+
+        source = self.data.batches()
+        progress = Progress()
+        if restored is not None:
+            source.restore(restored.meta["cursor"])
+            progress = Progress(**restored.meta["progress"])
+            logger.info("Continuing {} from step {}.", self.folder, restored.step)
+        steps = StepReport(
+            report,
+            tokens=restored.meta["tokens"] if restored else 0,
+            flops_per_token=self.model.flops_per_token(experiment.data.seq_len),
+            peak_flops=self.machine.peak_flops(),
+            memory_gib=self.machine.memory_used_gib,
+        )
+
+        def meta() -> dict[str, Any]:
+            return {
+                "run": str(self.folder),
+                "experiment": experiment.to_json(),
+                "model": self.model.to_json(),
+                "tokenizer": self.data.tokenizer.to_json(),
+                "fingerprint": self.data.fingerprint,
+                "parent": parent,
+                "tracker_id": report.tracker_id,
+            }
+
+        loop = Loop(
+            train_step=train_step,
+            place=place,
+            evaluate=held_out if self.data.n_eval_batches else None,
+            sample=self._sample if experiment.samples.every else None,
+            checkpoints=checkpoints,
+            meta=meta,
+            report=report,
+            steps=steps,
+            stop=self.stop,
+            ledger=self.ledger,
+            total=trainer.steps,
+            eval_every=experiment.eval.every,
+            save_every=experiment.checkpoint.every,
+            sample_every=experiment.samples.every,
+            progress=progress,
+            saved=restored.step if restored else None,
+        )
+        return loop, source
+
+    def _sample(self, params: Any, step: int) -> tuple[list[str], list[str]]:
+        spec, tokenizer = self.experiment.samples, self.data.tokenizer
+        prompts = [[tokenizer.separator_id, *tokenizer.encode(text)] for text in spec.prompts]
+        new = generate(
+            self.model,
+            params,
+            prompts,
+            seed=self.experiment.seed + step,
+            max_new_tokens=spec.max_new_tokens,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            stop_ids=[tokenizer.separator_id],
+            compute_dtype=self.machine.spec.compute_dtype,
+        )
+        return list(spec.prompts), [tokenizer.decode(ids) for ids in new]
+
+
+def _with_vocabulary(model: ModelSpec, data: Data) -> ModelSpec:
+    """The model's spec with the size of its vocabulary settled."""
+    size = data.tokenizer.vocab_size
+    if model.vocab_size is None:
+        return model.replace(vocab_size=size)
+    if model.vocab_size < size:
+        raise RefusedError(
+            f"model.vocab_size={model.vocab_size}: the tokenizer has {size} tokens; set it to "
+            "null to take the tokenizer's"
+        )
+    return model
+
+
+def _padded_to(token_bytes: np.ndarray, vocab: int) -> jax.Array:
+    """Tokens that only the model has stand for no bytes."""
+    return jnp.asarray(np.pad(token_bytes, (0, vocab - len(token_bytes))))
+
+
+def _count(params: Any) -> int:
+    return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))

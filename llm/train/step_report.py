@@ -1,0 +1,88 @@
+"""Reports each step one step late, so that the device never waits for the host."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from llm.report.run_report import RunReport
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number. Checkpoints from before are kept."""
+
+
+class StepReport:
+    """Turns a step's device metrics into a log event once the next step is under way."""
+
+    def __init__(
+        self,
+        report: RunReport,
+        *,
+        tokens: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        memory_gib: Any,
+    ) -> None:
+        """Start counting.
+
+        Args:
+            report: where events go.
+            tokens: tokens trained on before.
+            flops_per_token: to train on one token.
+            peak_flops: of all devices, FLOP/s; None leaves `perf/mfu` out.
+            memory_gib: function that tells the peak of memory used.
+        """
+        self.tokens = tokens
+        self._report = report
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._memory_gib = memory_gib
+        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._since = time.perf_counter()
+
+    def push(self, step: int, metrics: dict[str, jax.Array], data_wait: float) -> None:
+        """Take the metrics of the step just started; log those of the step before.
+
+        Args:
+            step: optimizer steps done when these metrics are ready.
+            metrics: scalars on the device.
+            data_wait: seconds the loop waited for the batch.
+        """
+        previous, self._pending = self._pending, (step, metrics, data_wait)
+        self._log(previous)
+
+    def flush(self) -> None:
+        """Wait for the newest step and log it."""
+        previous, self._pending = self._pending, None
+        self._log(previous)
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last step (evaluation, saving) out of the step's time."""
+        self._since = time.perf_counter()
+
+    def _log(self, pending: tuple[int, dict[str, jax.Array], float] | None) -> None:
+        if pending is None:
+            return
+        step, device_metrics, data_wait = pending
+        metrics = {k: float(v) for k, v in jax.device_get(device_metrics).items()}  # waits
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        tokens = round(metrics.pop("tokens"))
+        self.tokens += tokens
+        metrics["perf/step_time"] = seconds
+        metrics["perf/tokens_per_second"] = tokens / seconds
+        metrics["perf/data_wait"] = data_wait
+        metrics["perf/memory_gib"] = self._memory_gib()
+        if self._peak_flops is not None:
+            flops = self._flops_per_token * tokens / seconds
+            metrics["perf/mfu"] = flops / self._peak_flops
+        self._report.log(step, self.tokens, metrics)
+        if not math.isfinite(metrics["train/loss"]):
+            raise DivergedError(
+                f"train/loss is {metrics['train/loss']} at step {step}: lower "
+                "trainer.optimizer.lr, lengthen the warm-up, or look at the data"
+            )
