@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def show_closing(
         console.print(Text.assemble((f"  {name:{width}}", "dim"), value), soft_wrap=True)
     commands = list(next_commands) if status != "failed" else []
     if status != "finished":
-        commands.append(f"python launch/main.py resume={folder}")
+        commands.append(f"python launch/main.py {shlex.quote(f'resume={folder}')}")
     for i, line in enumerate(commands):
         label = "next" if i == 0 else ""
         console.print(Text.assemble((f"  {label:{width}}", "dim"), (line, "cyan")), soft_wrap=True)
@@ -78,4 +79,4 @@ def _rows(
     if tracker.url:
         yield "W&B", tracker.url
     elif tracker.directory:
-        yield "look at it", f"wandb leet {folder / 'wandb'}"
+        yield "look at it", f"wandb leet {shlex.quote(str(folder / 'wandb'))}"

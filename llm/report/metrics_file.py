@@ -54,7 +54,8 @@ class MetricsFile:
         """
         if step == self._resume_step and self._names_at_resume.issuperset(metrics):
             return False
-        event = {"step": step, "tokens": tokens, "time": round(time.time(), 3), **strict(metrics)}
+        head = {"step": int(step), "tokens": int(tokens), "time": round(time.time(), 3)}
+        event = {**head, **strict(metrics)}
         self._file.write(json.dumps(event, allow_nan=False) + "\n")
         self._file.flush()
         return True

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from llm.report.numbers import number, si
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _INK, _QUIET, _GRID = "#24292f", "#6e7781", "#e6e9ed"
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#2563a8", "#d9600f", "#2a8a57", "#7a4fa3"
+_RED = "#c0262d"
 _MOST_POINTS = 3000  # per line; more than the picture has pixels
 _WIDTH, _FIRST, _OTHER = 9.0, 4.2, 2.1  # inches
 _DPI = 150
@@ -60,6 +62,13 @@ class _Panel:
 
 _PANELS = (
     _Panel(
+        "Reward",
+        lines=(("reward/mean", "mean", _GREEN),),
+        smooth=True,
+        dots=(("eval/accuracy", "held-out accuracy", _ORANGE),),
+        higher_is_better=True,
+    ),
+    _Panel(
         "Loss (nats per token)",
         lines=(("train/loss", "train", _BLUE),),
         dots=(("eval/loss", "held out", _ORANGE),),
@@ -69,13 +78,6 @@ _PANELS = (
         "Bits per byte, held out",
         lines=(),
         dots=(("eval/bits_per_byte", "", _ORANGE),),
-    ),
-    _Panel(
-        "Reward",
-        lines=(("reward/mean", "mean", _GREEN),),
-        smooth=True,
-        dots=(("eval/accuracy", "held-out accuracy", _ORANGE),),
-        higher_is_better=True,
     ),
     _Panel("Gradient norm", lines=(("train/grad_norm", "", _PURPLE),), smooth=True),
     _Panel("Learning rate", lines=(("train/lr", "", _INK),), from_zero=True),
@@ -99,6 +101,7 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
     Returns:
         Whether there was anything to draw; if not, no file is written.
     """
+    whole = {c.name: c for c in curves}
     have = {c.name: c.finite for c in curves if c.finite.values.size}
     panels = [p for p in _PANELS if any(name in have for name, _, _ in (*p.lines, *p.dots))]
     if not panels:
@@ -112,8 +115,11 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
     shown = [have[n] for p in panels for n, _, _ in (*p.lines, *p.dots) if n in have]
     last = max(float(c.tokens.max()) for c in shown)
     for i, (axes, panel) in enumerate(zip(grid[:, 0], panels, strict=True)):
-        _draw(axes, panel, have, tall=i == 0)
         axes.set_xlim(0, (last or 1.0) * 1.01)
+        _draw(axes, panel, have, tall=i == 0)
+        for name, _, _ in panel.lines:
+            if name in whole:
+                _note_gaps(axes, whole[name])
     bottom = grid[-1, 0]
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     bottom.xaxis.set_major_locator(MaxNLocator(8))
@@ -183,7 +189,7 @@ def _draw_line(axes: Axes, curve: Curve, label: str, colour: str, smoothed: bool
 def _draw_dots(axes: Axes, curve: Curve, label: str, colour: str, panel: _Panel) -> Floats:
     """Measurements now and then: dots on a thin line, the best one ringed and named."""
     tokens, values = thin_out(curve.tokens, curve.values, 400)
-    size = 5.5 if values.size <= 60 else 3.0 if values.size <= 200 else 0.0
+    size = 5.5 if values.size <= 60 else 0.0
     axes.plot(
         tokens, values, "-o", color=colour, linewidth=1.4, markersize=size,
         markeredgecolor="white", markeredgewidth=0.8, zorder=3,
@@ -193,18 +199,32 @@ def _draw_dots(axes: Axes, curve: Curve, label: str, colour: str, panel: _Panel)
         tokens[at], values[at], "o", markersize=11, zorder=4,
         markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
     )  # fmt: skip
-    text = f"{label} best {number(values[at])}".strip()
+    words = [label, "best" if values.size > 1 else "", number(values[at])]
+    text = " ".join(filter(None, words))
     _label(axes, (tokens[at], values[at]), text, colour, above=True)
     return values
 
 
 def _label(axes: Axes, at: tuple[float, float], text: str, colour: str, *, above: bool) -> None:
-    """A label beside its point, on the side where there is room, in the colour of its line."""
+    """A label beside its point, in the colour of its line, reaching to where there is room."""
     axes.annotate(
         text, at, xytext=(0, 13 if above else -9), textcoords="offset points",
-        ha="right", va="bottom" if above else "top",
+        ha="left" if at[0] < axes.get_xlim()[1] / 3 else "right", va="bottom" if above else "top",
         color=colour, fontsize=10.5, fontweight="bold", annotation_clip=False, zorder=5,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
+
+
+def _note_gaps(axes: Axes, curve: Curve) -> None:
+    """Say where a metric was not a number: a line that ends early is easily overlooked."""
+    bad = ~np.isfinite(curve.values)
+    if bad.any():
+        first = si(float(curve.tokens[bad.argmax()]))
+        text = f"{int(bad.sum()):,} values not finite, the first at {first} tokens"
+        axes.text(
+            1, 1.02, text, transform=axes.transAxes, ha="right", va="bottom",
+            color=_RED, fontsize=10,
+        )  # fmt: skip
 
 
 def _dress(axes: Axes, title: str) -> None:
@@ -228,7 +248,7 @@ def _scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
     elif low > 0 and high / low > 2.5:
         axes.set_yscale("log")
         # Gridlines at round numbers, closer together where the values are and there is room.
-        subs = (1, 1.5, 2, 3, 5, 7) if tall and high / low < 8 else (1, 2, 5)
+        subs = (1, 1.5, 2, 2.5, 3, 4, 5, 7) if tall and high / low < 8 else (1, 2, 5)
         axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from llm.report.numbers import clock, si
+from llm.report.samples import printable
 from llm.report.terminal import console, logs_above_display
 
 _PLAIN_EVERY = 10.0  # seconds between log lines where no live line is possible
@@ -129,7 +130,4 @@ def _shorten(text: str, from_end: bool = False) -> str:
     text = "\n".join(lines)
     if len(text) > limit:
         text = "..." + text[-limit:] if from_end else text[:limit] + "..."
-    # Control characters of an untrained model would move the cursor or ring the bell.
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+    return printable(text)

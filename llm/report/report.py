@@ -6,6 +6,7 @@ Works for a folder in any state: finished, stopped, failed, running, or with not
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from llm.report.json_files import read_json, write_atomic
 from llm.report.metrics_file import NAME, read_metrics
 from llm.report.numbers import clock, number, si
 from llm.report.plots import Curve, draw_curves
-from llm.report.samples import first_and_last
+from llm.report.samples import first_and_last, printable
 
 _LONGEST_SAMPLE = 6000  # characters of one samples file that go into the report
 _QUIET_AFTER = 600  # seconds without an event after which "running" is in doubt
@@ -137,7 +138,7 @@ def _key_numbers(
         yield "parameters", f"{parameters:,} ({si(parameters)})"
     ledger = result.get("ledger") or {}
     if ledger:
-        yield "wall time", clock(sum(ledger.values()))
+        yield "wall time", _duration(sum(ledger.values()))
     rate = history.median("perf/tokens_per_second")
     if rate is not None:
         yield "tokens per second", f"{si(rate)} (median)"
@@ -174,7 +175,7 @@ def _ledger_section(result: Mapping[str, Any]) -> str:
     total = sum(ledger.values())
     if not total:
         return ""
-    rows = [(phase, clock(s), f"{s / total:.1%}") for phase, s in ledger.items()]
+    rows = [(phase, _duration(s), f"{s / total:.1%}") for phase, s in ledger.items()]
     return "## Where the time went\n\n" + _table(iter(rows), ("phase", "time", "share"))
 
 
@@ -186,7 +187,7 @@ def _sample_sections(folder: Path) -> Iterator[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
         if len(text) > _LONGEST_SAMPLE:
             text = text[:_LONGEST_SAMPLE] + "\n..."
-        yield f"`samples/{path.name}`\n\n{_fenced(text)}"
+        yield f"`samples/{path.name}`\n\n{_fenced(printable(text))}"
 
 
 def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
@@ -210,16 +211,14 @@ def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
         lines.append(f"- Python {run['python']}, {versions}")
     for resume in run.get("resumes") or ():
         lines.append(f"- resumed at step {resume.get('step', 0):,} ({resume.get('time')})")
-    again = " ".join(["python launch/main.py", *map(_quoted, overrides)]) if run else ""
-    commands = [again, f"python launch/main.py resume={folder}"]
+    again = " ".join(["python launch/main.py", *map(shlex.quote, overrides)]) if run else ""
+    commands = [again, f"python launch/main.py {shlex.quote(f'resume={folder}')}"]
     lines += ["", _fenced("\n".join(filter(None, commands)))]
     return "\n".join(lines)
 
 
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
+def _duration(seconds: float) -> str:
+    return clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _table(rows: Iterator[tuple[str, ...]], header: tuple[str, ...]) -> str:

@@ -31,6 +31,13 @@ def write_samples(
     return path
 
 
+def printable(text: str) -> str:
+    """`text` without control characters, by which an untrained model moves the cursor."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
 def first_and_last(folder: Path) -> list[Path]:
     """The earliest and the latest file of samples in a run folder: none, one or two."""
     paths = sorted((folder / "samples").glob("step-*.txt"), key=_step)

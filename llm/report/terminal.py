@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # On stderr, as logs are: stdout belongs to what a command produces (generated text, a result).
 console = Console(stderr=True, highlight=False)
 _configured: list[int] = []
+_default_handler = [0]  # the number loguru gives to the handler that it starts with
 
 
 def setup_logging(level: str = "INFO") -> None:
@@ -44,7 +45,7 @@ def logs_above_display() -> Iterator[None]:
     replaced = None
     if not _configured:
         with suppress(ValueError):  # no default handler: the caller has set up something else
-            logger.remove(0)
+            logger.remove(_default_handler[0])
             replaced = _add_console("INFO")
     try:
         yield
@@ -52,7 +53,7 @@ def logs_above_display() -> Iterator[None]:
         if replaced is not None:
             with suppress(ValueError):
                 logger.remove(replaced)
-            logger.add(sys.stderr)
+            _default_handler[0] = logger.add(sys.stderr)
 
 
 def _add_console(level: str) -> int:
