@@ -69,7 +69,7 @@ _PANELS = (
         higher_is_better=True,
     ),
     _Panel(
-        "Loss (nats per token)",
+        "Loss",
         lines=(("train/loss", "train", _BLUE),),
         dots=(("eval/loss", "held out", _ORANGE),),
         smooth=True,
@@ -247,8 +247,8 @@ def _scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     elif low > 0 and high / low > 2.5:
         axes.set_yscale("log")
-        # Gridlines at round numbers, closer together where the values are and there is room.
-        subs = (1, 1.5, 2, 2.5, 3, 4, 5, 7) if tall and high / low < 8 else (1, 2, 5)
+        # Gridlines at round numbers, closer together where there is room for them.
+        subs = (1, 2, 5) if not tall or high / low > 12 else (1, 1.5, 2, 3, 5, 7)
         axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -92,11 +92,12 @@ class RunReport:
         if not self._metrics.append(step, tokens, metrics):
             return
         improved = self._scores.add(step, metrics)
-        self._tracker.log(step, {"tokens": tokens, **metrics})
         if any(name.startswith("train/") for name in metrics):
             self._progress.update(step, tokens, metrics.get("train/loss"))
         if "eval/loss" in metrics:
             self.say(_evaluation_line(step, metrics, best="eval/loss" in improved))
+        # Last, since it wakes the W&B thread: that runs while this one waits for the device.
+        self._tracker.log(step, {"tokens": tokens, **metrics})
 
     def samples(
         self, step: int, tokens: int, prompts: Sequence[str], completions: Sequence[str]
