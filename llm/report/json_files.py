@@ -16,8 +16,8 @@ def strict(value: Any) -> Any:
     JSON has no word for NaN or infinity. null keeps a column of numbers a column of numbers (pandas
     and polars read it as missing), which the text "nan" would not.
     """
-    # First what is most frequent, since every event passes here; `type` does not match numpy's.
-    if value is None or type(value) in (bool, int, str):
+    # First what is most frequent, since every event passes here.
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     if type(value) is not float and isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
