@@ -81,8 +81,9 @@ class PaddedBatches(Batches):
         self._shard = shard
         self._buckets = list(buckets)
         self._seed = seed
+        self._per_epoch = len(group_by_length(self._lengths[0], buckets, shard.batch_size))
         self._first = [0]  # number of the first batch of each epoch, as far as known
-        self._epochs: dict[int, tuple[BatchTable, Array, Array]] = {}
+        self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,39 +96,47 @@ class PaddedBatches(Batches):
 
     def batch(self, index: int) -> Batch:  # noqa: D102
         with self._lock:
-            epoch, place = self._locate(index)
-            table, source, row = self._epoch(epoch)
+            number, place = self._locate(index)
+            epoch = self._epoch(number)
+        place = int(epoch.order[place])
         size, begin, stop = self._shard
-        place = int(permutation(len(table), self._seed, _ORDER, epoch)[place])
-        mine = table.rows(place, size)[begin:stop]
-        row = np.where(mine == EMPTY, EMPTY, row[mine])
-        return collate(self._plans, source[mine], row, self._buckets[table.bucket[place]])
+        mine = epoch.table.rows(place, size)[begin:stop]
+        row = np.where(mine == EMPTY, EMPTY, epoch.row[mine])
+        seq_len = self._buckets[epoch.table.bucket[place]]
+        return collate(self._plans, epoch.source[mine], row, seq_len)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Epoch of a batch, and its place in it."""
         if len(self._plans) == 1:
-            # Each epoch has the same rows, so as many batches.
-            return divmod(index, len(self._epoch(0)[0]) if not self._epochs else self._per_epoch())
+            # Every epoch has the same rows and so as many batches.
+            return divmod(index, self._per_epoch)
         while self._first[-1] <= index:
-            self._first.append(self._first[-1] + len(self._epoch(len(self._first) - 1)[0]))
-        epoch = int(np.searchsorted(self._first, index, side="right")) - 1
-        return epoch, index - self._first[epoch]
+            self._first.append(self._first[-1] + len(self._epoch(len(self._first) - 1).table))
+        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        return number, index - self._first[number]
 
-    def _per_epoch(self) -> int:
-        return len(next(iter(self._epochs.values()))[0])
-
-    def _epoch(self, epoch: int) -> tuple[BatchTable, Array, Array]:
-        """An epoch's batches, and the source and row of each of its rows; two are kept."""
-        if epoch not in self._epochs:
+    def _epoch(self, number: int) -> _Epoch:
+        """An epoch's plan; the last two are kept."""
+        if number not in self._epochs:
             count = sum(self._stream.n_rows)
-            source, row = self._stream.rows(epoch * count, count)
+            source, row = self._stream.rows(number * count, count)
             length = np.zeros(count, np.int32)
             for n, lengths in enumerate(self._lengths):
                 length[source == n] = lengths[row[source == n]]
             table = group_by_length(length, self._buckets, self._shard.batch_size)
-            self._epochs = {k: v for k, v in self._epochs.items() if abs(k - epoch) == 1}
-            self._epochs[epoch] = table, source, row
-        return self._epochs[epoch]
+            order = permutation(len(table), self._seed, _ORDER, number)
+            self._epochs = {k: v for k, v in self._epochs.items() if abs(k - number) == 1}
+            self._epochs[number] = _Epoch(table, order, source, row)
+        return self._epochs[number]
+
+
+class _Epoch(NamedTuple):
+    """Batches of R rows: batch n of the epoch is batch `order[n]` of the table."""
+
+    table: BatchTable
+    order: Array
+    source: Array  # [R]
+    row: Array  # [R]
 
 
 class EvalBatches:

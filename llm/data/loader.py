@@ -7,8 +7,10 @@ with another count of workers and still see the same batches.
 
 from __future__ import annotations
 
+import concurrent.futures
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -47,7 +49,9 @@ class Loader:
         """The next batch: int32 [B, T] arrays, see `llm.data.rows.collate`."""
         if self._iterator is None:
             self._iterator = _iterate(self._batches, self._next, self._workers)
-        batch = next(self._iterator)
+            batch = _first(self._iterator) if self._workers else next(self._iterator)
+        else:
+            batch = next(self._iterator)
         self._next += 1
         # Workers hand over shared memory that grain takes back; a copy is ours for good.
         return {name: np.array(array) for name, array in batch.items()}
@@ -91,20 +95,45 @@ class _From:
 
 def _iterate(batches: Batches, first: int, workers: int) -> Any:
     import grain
+    from absl import flags
 
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     dataset = grain.MapDataset.source(_From(batches, first)).to_iter_dataset(read)
     if workers:
+        # Grain 0.2.18 reads an absl flag here, which fails unless somebody has parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(dataset)
 
 
+def _first(iterator: Any) -> Batch:
+    """The first batch, from a thread that Ctrl-C does not reach.
+
+    Grain starts its worker processes here, and they inherit what blocks the signal: the terminal
+    sends Ctrl-C to every process, and only the main one should answer.
+    """
+    result: concurrent.futures.Future[Batch] = concurrent.futures.Future()
+
+    # The first spawn would start this process, and unblock the signal in passing.
+    multiprocessing.resource_tracker.ensure_running()
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            result.set_result(next(iterator))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=start, name="start-loader", daemon=True).start()
+    return result.result()
+
+
 def _start_worker(index: int, count: int) -> None:
     """Make a worker process well-behaved: it outlives signals, but never its parent."""
-    # Ctrl-C and a cluster's SIGTERM reach the whole process group. The parent still wants batches
-    # until it has stopped on its own terms.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cluster's SIGTERM reaches every process, and the run still wants batches until it has
+    # stopped on its own terms.
     signal.signal(signal.SIGTERM, _leave_later)
     # Grain imports jax; nothing here may claim a device.
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -60,7 +60,7 @@ class RowStream:
 
     def rows(self, first: int, count: int) -> tuple[Array, Array]:
         """Rows `first` .. `first + count` of the stream: (source, row), int64 [count] each."""
-        source, ordinal = self._members(first + np.arange(count))
+        source, ordinal = self._members(first, count)
         row = np.zeros(count, np.int64)
         for n, n_rows in enumerate(self.n_rows):
             mine = np.flatnonzero(source == n)
@@ -70,23 +70,27 @@ class RowStream:
                 row[mine[now]] = self._order(n, int(epoch))[places[now]]
         return source, row
 
-    def _members(self, index: Array) -> tuple[Array, Array]:
+    def _members(self, first: int, count: int) -> tuple[Array, Array]:
         """The source of each row of the stream, and how many rows that source gave before."""
         if len(self.n_rows) == 1:
-            return np.zeros_like(index), index
-        source, ordinal = np.zeros_like(index), np.zeros_like(index)
-        for block in np.unique(index // _BLOCK):
-            now = index // _BLOCK == block
-            place = index[now] % _BLOCK
-            members = np.repeat(np.arange(len(self._shares)), self._shares)
-            members = members[permutation(_BLOCK, self._seed, _MEMBERS, int(block))]
-            for n, share in enumerate(self._shares):
-                before = np.cumsum(members == n) - 1
-                mine = members[place] == n
-                where = np.flatnonzero(now)[mine]
-                source[where] = n
-                ordinal[where] = block * share + before[place[mine]]
+            return np.zeros(count, np.int64), first + np.arange(count)
+        blocks = range(first // _BLOCK, (first + count - 1) // _BLOCK + 1)
+        parts = [self._block(block) for block in blocks]
+        skip = first - blocks[0] * _BLOCK
+        source, ordinal = (
+            np.concatenate(part)[skip : skip + count] for part in zip(*parts, strict=True)
+        )
         return source, ordinal
+
+    def _block(self, block: int) -> tuple[Array, Array]:
+        """`_members` for one block of the stream."""
+        source = np.repeat(np.arange(len(self._shares)), self._shares)
+        ordinal = np.concatenate([block * share + np.arange(share) for share in self._shares])
+        # The sources in a random arrangement, each one's rows in order.
+        source = source[permutation(_BLOCK, self._seed, _MEMBERS, block)]
+        arranged = np.empty_like(ordinal)
+        arranged[np.argsort(source, kind="stable")] = ordinal
+        return source, arranged
 
     def _order(self, source: int, epoch: int) -> Array:
         """A source's order in an epoch; those of the last two epochs are kept."""

@@ -49,11 +49,11 @@ class Skipped:
             examples.append(origin)
 
     def describe(self) -> str:
-        """One line such as `2 binary (a.bin, b.bin), 1 empty (c.txt)`; '' if nothing was."""
+        """One line such as `2 binary (a.bin, b.bin), 1 empty`; '' if nothing was."""
         parts = []
         for reason, count in sorted(self.counts.items()):
-            names = ", ".join(self.examples[reason])
-            parts.append(f"{count} {reason} ({names}{', ...' if count > _EXAMPLES else ''})")
+            names = ", ".join(self.examples[reason]) + (", ..." if count > _EXAMPLES else "")
+            parts.append(f"{count} {reason}" + (f" ({names})" if reason != "empty" else ""))
         return ", ".join(parts)
 
 

@@ -99,7 +99,9 @@ def _build(work: Path, source: Source, tokenizer: Tokenizer) -> None:
         left_out = f" (left out: {skipped.describe()})" if skipped.counts else ""
         raise RefusedError(f"{source.name}: it holds no text{left_out}")
     if skipped.counts:
-        logger.warning("{}: left out {}", source.name, skipped.describe())
+        # An empty file is nobody's mistake; anything else may be.
+        level = "INFO" if set(skipped.counts) == {"empty"} else "WARNING"
+        logger.log(level, "{}: left out {}", source.name, skipped.describe())
     writer.check_bytes(source.name)
     sizes = {path.name: path.stat().st_size for path in work.iterdir()}
     meta = {
