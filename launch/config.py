@@ -66,7 +66,7 @@ def folder_name(overrides: str) -> str:
     return overrides.replace("/", ".").replace(" ", "")[:120] or "defaults"
 
 
-@functools.lru_cache
+@functools.cache  # one class per spec: OmegaConf compares schemas by identity
 def schema(spec: type[Spec]) -> Any:
     """A spec's fields as a structured config.
 
@@ -89,7 +89,7 @@ def schema(spec: type[Spec]) -> Any:
         if typing.get_origin(hint) in (list, tuple):  # OmegaConf knows lists only
             hint = list[schema(args[0]) if _is_spec(args[0]) else args[0]]  # type: ignore[misc]
         if isinstance(field.default, tuple):
-            default = dataclasses.field(default_factory=lambda value=field.default: list(value))
+            default = dataclasses.field(default_factory=functools.partial(list, field.default))
         elif field.default_factory is not dataclasses.MISSING:
             default = dataclasses.field(default_factory=field.default_factory)
         elif field.default is not dataclasses.MISSING:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
@@ -32,7 +32,7 @@ def replay_words(words: list[str]) -> list[str]:
     file = folder / ".hydra" / "overrides.yaml"
     if not file.exists():
         raise RefusedError(f"resume={wanted[-1]}: {file} is missing, so its words are not known")
-    old = yaml.safe_load(file.read_text(encoding="utf-8")) or []
+    old = [str(word) for word in OmegaConf.load(file)]
     new = [word for word in words if not word.startswith(("resume=", "hydra.run.dir="))]
     given = {_key(word) for word in new}
     kept = [w for w in old if _key(w) not in given and _key(w) != "resume"]

@@ -58,7 +58,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def save(
         self, step: int, arrays: Any, meta: dict[str, Any], *, eval_loss: float | None

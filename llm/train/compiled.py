@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from llm.train.stopping import StopSignal
 class Compiled:
     """A jitted function whose compilations are timed, and left behind when the run is stopped."""
 
-    def __init__(self, function: Callable[..., Any], stop: StopSignal, ledger: Ledger) -> None:
+    def __init__(self, function: jax.stages.Wrapped, stop: StopSignal, ledger: Ledger) -> None:
         """Wrap `function`, which must come from `jax.jit`."""
         self._function = function
         self._stop = stop
@@ -26,16 +25,30 @@ class Compiled:
         """Programs compiled so far."""
         return len(self._programs)
 
+    def ready(self, *args: Any) -> bool:
+        """Is there a program for the shapes of the last argument?"""
+        return _shapes(args[-1]) in self._programs
+
+    def compile(self, *args: Any) -> None:
+        """Make the program for these arguments.
+
+        Raises:
+            StopRequestedError: a stop was asked for meanwhile.
+        """
+        with self._ledger("compile"):
+            program = self._stop.wait_for(lambda: self._function.lower(*args).compile())
+        self._programs[_shapes(args[-1])] = program
+
     def __call__(self, *args: Any) -> Any:
-        """Run; the last argument decides by its shapes which program, and may need a new one.
+        """Run; the shapes of the last argument decide which program, and may need a new one.
 
         Raises:
             StopRequestedError: a stop was asked for while compiling. Nothing was run or donated.
         """
-        shapes = tuple(x.shape for x in jax.tree.leaves(args[-1]))
-        program = self._programs.get(shapes)
-        if program is None:
-            with self._ledger("compile"):
-                program = self._stop.wait_for(lambda: self._function.lower(*args).compile())
-            self._programs[shapes] = program
-        return program(*args)
+        if not self.ready(*args):
+            self.compile(*args)
+        return self._programs[_shapes(args[-1])](*args)
+
+
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(x.shape for x in jax.tree.leaves(batch))

@@ -57,7 +57,7 @@ def _cross_entropy(
     label_smoothing: float,
 ) -> LossSums:
     def body(sums: LossSums, piece: tuple[Array, ...]) -> tuple[LossSums, None]:
-        new, _ = _chunk_loss(*piece, head_VD, z_loss, label_smoothing)
+        new, _ = _chunk_loss(piece, head_VD, z_loss, label_smoothing)
         return LossSums(*map(jnp.add, sums, new)), None
 
     pieces = _in_chunks(chunk, hidden_MD, targets_M, weights_M)
@@ -79,7 +79,7 @@ def _forward(
     ) -> tuple[tuple[LossSums, Array], Array]:
         sums, d_head_VD = carry
         hidden_CD = piece[0]
-        new, d_logits_CV = _chunk_loss(*piece, head_VD, z_loss, label_smoothing)
+        new, d_logits_CV = _chunk_loss(piece, head_VD, z_loss, label_smoothing)
         d_hidden_CD = d_logits_CV @ head_VD
         d_head_VD += jnp.einsum(
             "CV,CD->VD", d_logits_CV, hidden_CD, preferred_element_type=jnp.float32
@@ -115,14 +115,13 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunk_loss(
-    hidden_CD: Array,
-    targets_C: Array,
-    weights_C: Array,
+    piece: tuple[Array, ...],
     head_VD: Array,
     z_loss: float,
     label_smoothing: float,
 ) -> tuple[LossSums, Array]:
     """Sums over one chunk, and the gradient of the objective with respect to its logits."""
+    hidden_CD, targets_C, weights_C = piece
     logits_CV = jnp.einsum("CD,VD->CV", hidden_CD, head_VD, preferred_element_type=jnp.float32)
     V = logits_CV.shape[1]
     log_z_C = jax.nn.logsumexp(logits_CV, axis=1)

@@ -14,6 +14,7 @@ from loguru import logger
 from llm.hub.checkpoints import Checkpoints
 from llm.report.ledger import Ledger
 from llm.report.run_report import RunReport
+from llm.train.compiled import Compiled
 from llm.train.state import TrainState
 from llm.train.step_report import DivergedError, StepReport
 from llm.train.stopping import StopRequestedError, StopSignal
@@ -44,7 +45,8 @@ class Progress:
 class Loop:
     """The parts of a run, and how they take turns."""
 
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: Compiled
+    """`Stepper.train_step`: state and batch in, state and metrics out."""
     place: Callable[[Any], Any]
     """Puts a host batch on the devices."""
     evaluate: Callable[[Any], dict[str, float]] | None
@@ -99,6 +101,9 @@ class Loop:
         with self.ledger("data"):
             batch = self.place(next(source))
         waited = time.perf_counter() - started
+        if not self.train_step.ready(state, batch):
+            with self._pause("compile"):
+                self.train_step.compile(state, batch)
         with self.ledger("train"):
             state, metrics = self.train_step(state, batch)
             self.steps.push(step + 1, metrics, waited)  # looks at the step before

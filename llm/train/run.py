@@ -194,7 +194,6 @@ class _Run:
                 parameters=self._n_params(),
             )
             (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_json(), "utf-8")
-        report.say(self.data.describe())
         report.say(f"{self.model.name}: {self._n_params():,} parameters on {', '.join(devices)}")
         return report
 
