@@ -74,6 +74,7 @@ class WandbTracker:
         self._exit_code: int | None = None  # set: send what is queued, then finish
         self._state = "starting"  # then running, then done or broken
         self._said: set[str] = set()
+        self._fell_back = False  # from online to offline
         self._wandb: Any = None
         self._born = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -162,6 +163,8 @@ class WandbTracker:
                     self._warn(f"W&B did not take an event ({_brief(error)}). The run goes on.")
             run.finish(exit_code=self._exit_code)
             self._state = "done"
+            if self._fell_back:
+                self._end_service()
         except BaseException as error:  # W&B also raises SystemExit; nothing of it may leave here
             if self._state == "abandoned":
                 return
@@ -193,7 +196,9 @@ class WandbTracker:
                 raise
             why = f"online failed: {_brief(error)}"
             mode = "offline"
-            # W&B's service still holds the id of the run that it could not start.
+            # W&B's service still holds the id of the run that it could not start, and goes on trying
+            # to reach the server when Python exits.
+            self._fell_back = True
             run = self._initialise(wandb, mode, suffix="-offline")
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens")
