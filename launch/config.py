@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import secrets
 import sys
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import PackedSpec, PaddedSpec
+from llm.generate.specs import GenerateSpec
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.specs import (
@@ -31,10 +33,12 @@ from llm.train.specs import (
     WarmupStableDecaySpec,
 )
 
+S = TypeVar("S", bound=Spec)
+
 REFUSED = 2  # exit status
 
 SCHEMAS: dict[str, dict[str, type[Spec]]] = {
-    "": {"experiment": ExperimentSpec},
+    "": {"experiment": ExperimentSpec, "generate": GenerateSpec},
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
     "trainer": {"pretrain": PretrainSpec},
@@ -67,7 +71,7 @@ def folder_name(overrides: str) -> str:
 
 
 @functools.cache  # one class per spec: OmegaConf compares schemas by identity
-def schema(spec: type[Spec]) -> Any:
+def schema(spec: type[Spec]) -> Any:  # type: ignore[arg-type,unused-ignore]
     """A spec's fields as a structured config.
 
     A frozen dataclass would be read-only to every override, so this makes a thawed copy of it. A
@@ -108,7 +112,7 @@ def _target(spec: type[Spec]) -> str:
     return f"{spec.__module__}.{spec.__qualname__}"
 
 
-def experiment_spec(cfg: DictConfig) -> ExperimentSpec:
+def spec_from_config(cfg: DictConfig, expected: type[S]) -> S:
     """The composed configuration as a checked spec.
 
     Raises:
@@ -120,15 +124,23 @@ def experiment_spec(cfg: DictConfig) -> ExperimentSpec:
     except OmegaConfBaseException as error:
         raise RefusedError(str(error).splitlines()[0]) from None
     spec = spec_from_json(data)
-    if not isinstance(spec, ExperimentSpec):
-        raise RefusedError(f"the root of the configuration must be a {_target(ExperimentSpec)}")
+    if not isinstance(spec, expected):
+        raise RefusedError(f"the root of the configuration must be a {_target(expected)}")
     return spec
 
 
-def refuse(error: RefusedError) -> typing.NoReturn:
+def refuse(error: Exception) -> typing.NoReturn:
     """End the program with the reason and the exit status for refused input."""
     sys.stderr.write(f"Refused: {error}\n")
     raise SystemExit(REFUSED)
+
+
+def start_logging() -> None:
+    """Our log lines to the terminal; libraries that explain their every move are not asked to."""
+    from llm.report.terminal import setup_logging
+
+    setup_logging()
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class RefuseEarly(Callback):
@@ -139,7 +151,7 @@ class RefuseEarly(Callback):
         from launch.resume import check_run_folder
 
         try:
-            check_run_folder(experiment_spec(config), Path(config.hydra.run.dir))
+            check_run_folder(spec_from_config(config, ExperimentSpec), Path(config.hydra.run.dir))
         except RefusedError as error:
             # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(error)

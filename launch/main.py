@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -11,24 +10,22 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launch.config import experiment_spec, refuse
+from launch.config import refuse, spec_from_config, start_logging
 from launch.resume import check_run_folder, replay_words
 from llm.core.spec import RefusedError
+from llm.train.experiment import ExperimentSpec
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="main")
 def main(cfg: DictConfig) -> float | None:
     """Run one job; the return value is what a sweeper minimises: the last held-out loss."""
-    from llm.report.terminal import setup_logging
     from llm.train.run import run
 
-    setup_logging()
-    # Hydra gives the root logger a handler; libraries that explain every move are not asked to.
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    start_logging()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
-        experiment = experiment_spec(cfg)
+        experiment = spec_from_config(cfg, ExperimentSpec)
         check_run_folder(experiment, folder)
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task))
     except RefusedError as error:

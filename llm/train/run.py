@@ -193,7 +193,7 @@ class _Run:
                 tracker_id=report.tracker_id,
                 parameters=self._n_params(),
             )
-            (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_json(), "utf-8")
+            (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_hf_json(), "utf-8")
         report.say(f"{self.model.name}: {self._n_params():,} parameters on {', '.join(devices)}")
         return report
 
@@ -283,7 +283,7 @@ class _Run:
 
     def _sample(self, params: Any, step: int) -> tuple[list[str], list[str]]:
         spec, tokenizer = self.experiment.samples, self.data.tokenizer
-        prompts = [[tokenizer.separator_id, *tokenizer.encode(text)] for text in spec.prompts]
+        prompts = [[tokenizer.start_id, *tokenizer.encode(text)] for text in spec.prompts]
         new = generate(
             self.model,
             params,
