@@ -8,6 +8,7 @@ with another count of workers and still see the same batches.
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -15,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -40,18 +42,20 @@ class Loader:
         self._batches = batches
         self._workers = workers
         self._next = 0
-        self._iterator: Any = None
+        self._running: list[Any] = []  # grain's iterator, while there is one
+        # Also runs at the interpreter's exit, where grain by itself fails noisily.
+        weakref.finalize(self, _stop, self._running)
 
     def __iter__(self) -> Loader:
         return self
 
     def __next__(self) -> Batch:
         """The next batch: int32 [B, T] arrays, see `llm.data.rows.collate`."""
-        if self._iterator is None:
-            self._iterator = _iterate(self._batches, self._next, self._workers)
-            batch = _first(self._iterator) if self._workers else next(self._iterator)
+        if self._running:
+            batch = next(self._running[0])
         else:
-            batch = next(self._iterator)
+            self._running.append(_iterate(self._batches, self._next, self._workers))
+            batch = (_first if self._workers else next)(self._running[0])
         self._next += 1
         # Workers hand over shared memory that grain takes back; a copy is ours for good.
         return {name: np.array(array) for name, array in batch.items()}
@@ -74,9 +78,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop reading ahead; a later `next` starts again from the same place."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
+        _stop(self._running)
 
 
 class _From:
@@ -106,6 +108,13 @@ def _iterate(batches: Batches, first: int, workers: int) -> Any:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(dataset)
+
+
+def _stop(running: list[Any]) -> None:
+    """Close grain's iterator and let go of all of it: its parts refer to each other."""
+    if running:
+        running.pop().close()
+        gc.collect()
 
 
 def _first(iterator: Any) -> Batch:
