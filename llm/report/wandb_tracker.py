@@ -24,7 +24,7 @@ from llm.report.json_files import strict
 from llm.report.specs import TrackerSpec
 
 _CAPACITY = 10_000  # events; at one per 50 ms step that is 8 minutes of a hung W&B
-_INIT_SECONDS = 30.0  # W&B's own limit for reaching its server
+_INIT_SECONDS = 15.0  # for reaching the server; a short run must still have time to go offline
 _PATIENCE = 75.0  # seconds after which a start-up that says nothing is called hung
 _FINISH_SECONDS = 30.0
 _BEST_AND_LAST = ("train/loss", "eval/loss", "eval/bits_per_byte")
@@ -74,7 +74,6 @@ class WandbTracker:
         self._exit_code: int | None = None  # set: send what is queued, then finish
         self._state = "starting"  # then running, then done or broken
         self._said: set[str] = set()
-        self._fell_back = False  # from online to offline
         self._wandb: Any = None
         self._born = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -124,7 +123,7 @@ class WandbTracker:
     def sync_hint(self) -> str:
         """How to upload later what is on this disk."""
         where = self.directory or self._folder / "wandb"
-        return f"To upload it later: wandb sync --id {self._run_id} {where}"
+        return f"To upload it later: wandb sync {where}"
 
     def _put(self, job: _Job) -> None:
         if self._state in ("off", "broken", "abandoned"):
@@ -150,7 +149,7 @@ class WandbTracker:
     def _work(self) -> None:
         """The thread: start a run, send jobs until asked to finish, finish."""
         try:
-            _stage_below(self._folder)
+            _set_environment(self._folder)
             self._wandb = self._load()
             run = self._start(self._wandb)
             if run is None:
@@ -163,8 +162,6 @@ class WandbTracker:
                     self._warn(f"W&B did not take an event ({_brief(error)}). The run goes on.")
             run.finish(exit_code=self._exit_code)
             self._state = "done"
-            if self._fell_back:
-                self._end_service()
         except BaseException as error:  # W&B also raises SystemExit; nothing of it may leave here
             if self._state == "abandoned":
                 return
@@ -196,10 +193,10 @@ class WandbTracker:
                 raise
             why = f"online failed: {_brief(error)}"
             mode = "offline"
-            # W&B's service still holds the id of the run that it could not start, and goes on trying
-            # to reach the server when Python exits.
-            self._fell_back = True
-            run = self._initialise(wandb, mode, suffix="-offline")
+            # W&B's service still holds the id of the run that it could not start, and would try to
+            # reach the server once more when Python exits: a new service knows nothing of it.
+            self._end_service()
+            run = self._initialise(wandb, mode)
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens")
         for name in _BEST_AND_LAST:
@@ -226,11 +223,11 @@ class WandbTracker:
             return "offline", f"login failed: {_brief(error)}"
         return ("online", "logged in") if logged_in else ("offline", "not logged in")
 
-    def _initialise(self, wandb: Any, mode: str, suffix: str = "") -> Any:
+    def _initialise(self, wandb: Any, mode: str) -> Any:
         spec = self._spec
         return wandb.init(
             mode=mode,
-            id=self._run_id + suffix,
+            id=self._run_id,
             resume="allow" if self._resumed else None,
             # Without it a run that somebody else left open would swallow this one.
             reinit="create_new",
@@ -296,12 +293,16 @@ def _environment_mode() -> str | None:
 _staged: dict[str, str] = {}
 
 
-def _stage_below(folder: Path) -> None:
-    """Have W&B put its own files into the run folder, unless the user's environment says where.
+def _set_environment(folder: Path) -> None:
+    """Make W&B quiet and have it put its own files into the run folder.
+
+    What the user's environment says about these goes first.
 
     Offline, W&B's log refers to staged files by path until it is synced, so they stay with it.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    # W&B's reports about its own errors: where its server cannot be reached, they hold up the exit.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     for name, below in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         if os.environ.get(name) in (None, _staged.get(name)):
             _staged[name] = os.environ[name] = str(folder / "wandb" / ".staging" / below)
