@@ -8,9 +8,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from launch.config import refuse, spec_from_config, start_logging
+from launch.config import refuse, spec_from_config, start, start_logging
 from launch.resume import check_run_folder, replay_words
 from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
@@ -24,23 +25,33 @@ def main(cfg: DictConfig) -> float | None:
     start_logging()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
     try:
         experiment = spec_from_config(cfg, ExperimentSpec)
+        if sweeping and experiment.tracker.group is None:
+            tracker = experiment.tracker.replace(group=folder.parent.name)
+            experiment = experiment.replace(tracker=tracker)
         check_run_folder(experiment, folder)
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task))
     except RefusedError as error:
+        if sweeping:  # the other jobs run; `start` reports this one after them
+            raise
         refuse(error)
     if outcome.left_behind:
         # A compilation that was left behind holds up the interpreter's normal end.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+    if outcome.status == "stopped" and sweeping:
+        raise SystemExit(0)  # a stop is meant for the whole sweep
     return outcome.eval_loss
 
 
-if __name__ == "__main__":
-    try:
-        sys.argv[1:] = replay_words(sys.argv[1:])
-    except RefusedError as error:
-        refuse(error)
+def program() -> None:
+    """`main`, but `resume=FOLDER` is replaced by the words of that run."""
+    sys.argv[1:] = replay_words(sys.argv[1:])
     main()
+
+
+if __name__ == "__main__":
+    start(program)

@@ -8,6 +8,7 @@ was not finished does not count.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ class Checkpoints:
     def restore_newest(self, template: Any) -> Restored | None:
         """The newest checkpoint that can be read; None if there is none.
 
+        Newer ones that cannot be read are moved out of the way, to `unreadable/` beside the folder:
+        the run will save these steps anew.
+
         Args:
             template: pytree of `jax.ShapeDtypeStruct` (with sharding) shaped like what was saved.
         """
@@ -90,11 +94,12 @@ class Checkpoints:
             try:
                 return self.restore(step, template)
             except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-                logger.warning(
-                    "Checkpoint {} cannot be read and is passed over: {}",
-                    self._folder / str(step),
-                    str(error).splitlines()[0],
-                )
+                aside = self._folder.parent / "unreadable" / f"{step}-{time.time_ns()}"
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(aside)
+                self._manager.reload()
+                reason = str(error).splitlines()[0]
+                logger.warning("Checkpoint {} cannot be read, moved to {}: {}", step, aside, reason)
         return None
 
     def restore(self, step: int, template: Any) -> Restored:
@@ -108,11 +113,6 @@ class Checkpoints:
             ),
         )
         return Restored(step, result.state, result.meta)
-
-    def discard_after(self, step: int) -> None:
-        """Remove unreadable checkpoints newer than `step`, so that the run can save them anew."""
-        for newer in [s for s in self.steps() if s > step]:
-            self._manager.delete(newer)
 
     def wait(self) -> None:
         """Block until what was begun is on disk; raises what went wrong in the background."""

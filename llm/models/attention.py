@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TokenIndex:
+class TokenIndex(NamedTuple):
     """Where tokens stand: the document they belong to and their place in it.
 
     A query sees a key if both are of one segment and the key's position is not after its own.

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llm.models.specs import ModelSpec
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KVCache:
+class KVCache(NamedTuple):
     """Keys and values of the tokens seen so far: slot s of a row holds its token s.
 
     One array per layer (a stacked array would be copied whole at each update). S is the capacity.

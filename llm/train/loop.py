@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from loguru import logger
@@ -20,6 +20,7 @@ from llm.train.step_report import DivergedError, StepReport
 from llm.train.stopping import StopRequestedError, StopSignal
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where batches come from."""
 

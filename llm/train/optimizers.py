@@ -18,18 +18,18 @@ def is_matrix(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 
-def muon_dimensions(params: Any) -> Any:
-    """Muon's description of each parameter; None hands it to AdamW.
+def muon_or_adamw(params: Any) -> Any:
+    """Which of the two optimizers takes each parameter.
 
     Matrices inside blocks go to Muon. Embeddings and the head are tables with a row per token or
     position, for which an orthogonal update makes no sense.
     """
 
-    def describe(path: tuple[Any, ...], p: jax.Array) -> Any:
+    def choose(path: tuple[Any, ...], p: jax.Array) -> str:
         inside_block = path[0] == jax.tree_util.DictKey("blocks")
-        return optax.contrib.MuonDimensionNumbers() if inside_block and p.ndim == 2 else None
+        return "muon" if inside_block and p.ndim == 2 else "adamw"
 
-    return jax.tree_util.tree_map_with_path(describe, params)
+    return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def optax_by_name(

@@ -20,9 +20,10 @@ from llm.generate.decode import generate
 from llm.hub.checkpoints import Checkpoints, Restored, read_checkpoint_meta, read_checkpoint_weights
 from llm.hub.sources import find_checkpoint
 from llm.models.specs import ModelSpec
+from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
 from llm.report.run_files import note_resume, write_run
-from llm.report.run_report import RunReport
+from llm.report.run_report import RunReport, SilentReport
 from llm.train.compiled import Compiled
 from llm.train.evaluate import evaluate
 from llm.train.experiment import ExperimentSpec
@@ -166,6 +167,10 @@ class _Run:
         config = experiment.to_json()
         devices = self.machine.device_names()
         lineage = {"parent": parent, "data": self.data.fingerprint}
+        record = self.folder / "run.json"
+        begun = read_json(record) if record.exists() else None
+        if jax.process_index() != 0:
+            return SilentReport()
         report = RunReport(
             self.folder,
             tracker=experiment.tracker,
@@ -176,10 +181,10 @@ class _Run:
             start_step=restored.step if restored else 0,
             start_tokens=restored.meta["tokens"] if restored else 0,
             resumed=restored is not None,
-            tracker_id=restored.meta["tracker_id"] if restored else None,
+            tracker_id=begun["tracker_id"] if begun else None,
             next_commands=[f'python launch/generate.py checkpoint={self.folder} prompt="..."'],
         )
-        if (self.folder / "run.json").exists():
+        if begun:
             note_resume(self.folder, step=restored.step if restored else 0, devices=devices)
         else:
             write_run(
@@ -258,7 +263,6 @@ class _Run:
                 "tokenizer": self.data.tokenizer.to_json(),
                 "fingerprint": self.data.fingerprint,
                 "parent": parent,
-                "tracker_id": report.tracker_id,
             }
 
         loop = Loop(

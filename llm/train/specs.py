@@ -147,21 +147,26 @@ class MuonSpec(OptimizerSpec):
     def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
         import optax.contrib
 
-        from llm.train.optimizers import is_matrix, muon_dimensions
+        from llm.train.optimizers import is_matrix, muon_or_adamw
 
-        return optax.contrib.muon(
+        muon = optax.contrib.muon(
             schedule(self.lr),
             beta=self.momentum,
             ns_steps=self.newton_schulz_steps,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            weight_decay_mask=is_matrix,
-            adam_learning_rate=schedule(self.adam_lr),
-            adam_b1=self.adam_b1,
-            adam_b2=self.adam_b2,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers=muon_dimensions,
         )
+        # Not optax's own AdamW inside `muon`: that one uses Nesterov momentum.
+        adamw = optax.adamw(
+            schedule(self.adam_lr),
+            b1=self.adam_b1,
+            b2=self.adam_b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=is_matrix,
+        )
+        return optax.partition({"muon": muon, "adamw": adamw}, muon_or_adamw)
 
 
 @dataclass(frozen=True, kw_only=True)

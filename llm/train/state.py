@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from llm.core.mesh import parameter_sharding, replicated
 from llm.models.parameter import logical_axes, parameters
@@ -79,13 +79,7 @@ class StateFactory:
             is_leaf=lambda x: isinstance(x, tuple),
         )
         whole = replicated(self.mesh)
-        opt_state = optax.tree.map_params(
-            self.optimizer,
-            lambda _, sharding: sharding,
-            shapes.opt_state,
-            params,
-            transform_non_params=lambda _: whole,
-        )
+        opt_state = _like_parameters(shapes.opt_state, shapes.params, params, whole)
         return TrainState(whole, params, opt_state, params if self.use_ema else None)
 
     def _make(self) -> TrainState:
@@ -95,3 +89,25 @@ class StateFactory:
         params = jax.tree.map(lambda p: p.astype(jnp.dtype(self.param_dtype)), params)
         ema = jax.tree.map(jnp.copy, params) if self.use_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
+
+
+def _like_parameters(opt_state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:
+    """Shardings of optimizer state: that of the parameter for leaves that mirror one.
+
+    A leaf mirrors a parameter if its path ends like the parameter's and the shapes agree. (optax
+    has `tree.map_params` for this, which fails on optimizers with several parts, such as Muon.)
+    """
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    table = {
+        path: (p.shape, sharding)
+        for (path, p), sharding in zip(flat, jax.tree.leaves(shardings), strict=True)
+    }
+
+    def find(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = table.get(path[start:], (None, whole))
+            if shape == leaf.shape:
+                return sharding
+        return whole
+
+    return jax.tree_util.tree_map_with_path(find, opt_state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,18 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Sums:
+class Sums(NamedTuple):
     """What a loss returns. Nothing is divided here: the step divides once, globally."""
 
     objective: Float[Array, ""]
     """Sum over tokens of what is minimised."""
-    count: Float[Array, ""]
+    tokens: Float[Array, ""]
     """Tokens that count."""
     metrics: dict[str, Float[Array, ""]]
-    """Further sums over tokens, reported divided by `count`."""
+    """Further sums over tokens, reported divided by `tokens`."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss: sums over the tokens of a batch, never means."""
 
@@ -60,8 +59,8 @@ class Stepper:
         step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         keys_B = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
         gradients, sums = self._gradients(state.params, batch, keys_B)
-        count = jnp.maximum(sums.count, 1)  # a batch in which nothing counts changes nothing
-        norm = optax.global_norm(gradients) / count
+        count = jnp.maximum(sums.tokens, 1)  # nothing counts: no gradient, not NaN
+        norm = optax.tree.norm(gradients) / count
         scale = 1 / count
         if self.grad_clip is not None:
             scale = scale * jnp.minimum(1.0, self.grad_clip / jnp.maximum(norm, 1e-12))
@@ -75,7 +74,7 @@ class Stepper:
             **{f"train/{name}": total / count for name, total in sums.metrics.items()},
             "train/grad_norm": norm,
             "train/lr": jnp.asarray(self.schedule(state.step), jnp.float32),
-            "tokens": sums.count,
+            "tokens": sums.tokens,
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
@@ -116,6 +115,6 @@ class Stepper:
         byte_count = jnp.where(counts, token_bytes_V[batch["targets"]], 0)
         return {
             "loss": sums.metrics["loss"],
-            "tokens": sums.count,
+            "tokens": sums.tokens,
             "bytes": byte_count.astype(jnp.float32).sum(),
         }

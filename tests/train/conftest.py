@@ -1,0 +1,77 @@
+"""A tiny experiment on a tiny corpus: a run takes seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm.core.hardware import HardwareSpec
+from llm.data.specs import PackedSpec, PaddedSpec, TokenizerSpec
+from llm.models.specs import GPTSpec
+from llm.report.specs import TrackerSpec
+from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
+from llm.train.specs import AdamWSpec, PretrainSpec, WarmupCosineSpec
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Corpus, tokenizer cache and compiled programs, made once."""
+    folder = tmp_path_factory.mktemp("shared")
+    words = ["def", "return", "self", "for", "in", "import", "x", "=", "1", ":", "\n"]
+    (folder / "corpus").mkdir()
+    for i in range(60):
+        text = " ".join(words[(i * j + j // 3) % len(words)] for j in range(20 + 7 * i % 90))
+        (folder / "corpus" / f"{i}.txt").write_text(f"{i} {text}")
+    return folder
+
+
+@pytest.fixture
+def experiment(shared: Path):
+    """Builds the spec; keywords replace parts of it."""
+
+    def build(padded: bool = False, **changes) -> ExperimentSpec:
+        data_changes = {
+            "source": "text",
+            "path": str(shared / "corpus"),
+            "seq_len": 32,
+            "batch_size": 4,
+            "eval_fraction": 0.1,
+            "cache_dir": str(shared / "cache"),
+            "tokenizer": TokenizerSpec(vocab_size=300),
+        } | changes.pop("data", {})
+        trainer_changes = {
+            "steps": 12,
+            "optimizer": AdamWSpec(lr=3e-3),
+            "schedule": WarmupCosineSpec(warmup_steps=2),
+        } | changes.pop("trainer", {})
+        parts = {
+            "name": "tiny",
+            "model": GPTSpec(max_seq_len=64, n_layers=1, d_model=16, n_heads=2, dropout=0.1),
+            "hardware": HardwareSpec(
+                device="cpu", peak_tflops=0.1, compilation_cache=str(shared / "xla")
+            ),
+            "eval": EvalSpec(every=4),
+            "checkpoint": CheckpointSpec(every=4),
+            "samples": SamplesSpec(every=None),
+            "tracker": TrackerSpec(mode="disabled"),
+        } | changes
+        return ExperimentSpec(
+            data=(PaddedSpec if padded else PackedSpec)(**data_changes),
+            trainer=PretrainSpec(**trainer_changes),
+            **parts,
+        )
+
+    return build
+
+
+def events(folder: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "time" and not k.startswith("perf/")}
+        for line in lines
+    ]
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())

@@ -1,0 +1,280 @@
+"""Whole runs: resume bit for bit, stops, crashes, divergence, one compilation."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import events, result
+
+from llm.core.hardware import HardwareSpec
+from llm.core.spec import RefusedError
+from llm.data.loader import Loader
+from llm.hub.checkpoints import checkpoint_folder
+from llm.hub.sources import find_checkpoint
+from llm.train.compiled import Compiled
+from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
+from llm.train.run import run
+from llm.train.specs import AdamWSpec
+from llm.train.step import Stepper
+from llm.train.step_report import DivergedError
+from llm.train.stopping import StopSignal
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    """Every array of the newest checkpoint: weights, optimizer state, step."""
+    import orbax.checkpoint as ocp
+
+    state = (checkpoint_folder(folder) / "state").absolute()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(state).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    assert len(jax.tree.leaves(restored)) > 10
+    return jax.tree.leaves(restored)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert events(one) == events(other)
+    for a, b in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch):
+    """Ask for a stop once the loader has given out so many batches."""
+
+    def arrange(batches: int) -> None:
+        signals: list[StopSignal] = []
+        enter, following = StopSignal.__enter__, Loader.__next__
+
+        def remember(self):
+            signals.append(self)
+            return enter(self)
+
+        def count(self):
+            batch = following(self)
+            if self.cursor()["next_index"] == batches:
+                signals[-1].request()
+            return batch
+
+        monkeypatch.setattr(StopSignal, "__enter__", remember)
+        monkeypatch.setattr(Loader, "__next__", count)
+
+    yield arrange
+
+
+@pytest.mark.parametrize(
+    ("name", "padded", "changes"),
+    [
+        ("packed", False, {}),
+        ("padded", True, {}),
+        ("accumulated", False, {"hardware": {"micro_batch": 2}}),
+        ("workers and average", False, {"data": {"workers": 2}, "trainer": {"ema_decay": 0.9}}),
+    ],
+)
+def test_resumed_equals_unbroken(
+    name, padded, changes, experiment, tmp_path: Path, stop_after, monkeypatch
+) -> None:
+    hardware = experiment().hardware.replace(**changes.pop("hardware", {}))
+    # 60 small documents: twelve steps of four rows go through more than one epoch when padded.
+    spec = experiment(padded, hardware=hardware, **changes)
+    assert run(spec, tmp_path / "unbroken").status == "finished"
+    with monkeypatch.context():
+        stop_after(6)
+        outcome = run(spec, tmp_path / "broken")
+    assert (outcome.status, outcome.step) == ("stopped", 6)
+    assert result(tmp_path / "broken")["status"] == "stopped"
+    monkeypatch.undo()
+    assert run(spec.replace(resume="true"), tmp_path / "broken").status == "finished"
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(
+    experiment, tmp_path: Path, monkeypatch
+) -> None:
+    spec = experiment()
+    run(spec, tmp_path / "unbroken")
+
+    class Killed(BaseException):
+        pass
+
+    following = Loader.__next__
+
+    def die(self):
+        if self.cursor()["next_index"] == 7:
+            raise Killed
+        return following(self)
+
+    monkeypatch.setattr(Loader, "__next__", die)
+    with pytest.raises(Killed):
+        run(spec, tmp_path / "broken")
+    assert result(tmp_path / "broken")["status"] == "failed"
+    monkeypatch.undo()
+    # Half a line, as a kill in the middle of a write leaves it.
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "tok')
+    run(spec.replace(resume="true"), tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_an_unreadable_checkpoint_is_passed_over(experiment, tmp_path: Path) -> None:
+    spec = experiment()
+    run(spec, tmp_path / "unbroken")
+    run(spec, tmp_path / "broken")
+    newest = tmp_path / "broken" / "checkpoints" / "12"
+    for file in (newest / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"broken")
+    run(spec.replace(resume="true"), tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_crash_outside_the_step_saves_first(experiment, tmp_path: Path, monkeypatch) -> None:
+    following = Loader.__next__
+
+    def fail(self):
+        if self.cursor()["next_index"] == 6:
+            raise OSError("disk gone")
+        return following(self)
+
+    monkeypatch.setattr(Loader, "__next__", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        run(experiment(), tmp_path)
+    record = result(tmp_path)
+    assert record["status"] == "failed" and record["error"]["message"] == "disk gone"
+    assert checkpoint_folder(tmp_path).name == "6"
+
+
+def test_divergence_fails_the_run_and_keeps_what_was_good(experiment, tmp_path: Path) -> None:
+    spec = experiment(
+        trainer={"steps": 40, "grad_clip": None, "optimizer": AdamWSpec(lr=1e30)},
+        checkpoint=CheckpointSpec(every=1, keep=100),
+    )
+    with pytest.raises(DivergedError, match=r"lower trainer\.optimizer\.lr"):
+        run(spec, tmp_path)
+    assert result(tmp_path)["status"] == "failed"
+    last = events(tmp_path)[-1]
+    assert last["train/loss"] is None  # not a number, and metrics.jsonl says so in valid JSON
+    assert int(checkpoint_folder(tmp_path).name) < last["step"]
+
+
+def test_twenty_steps_compile_once(experiment, tmp_path: Path, monkeypatch) -> None:
+    traces, compilations = [], []
+    step, compile_ = Stepper.train_step, Compiled.compile
+    monkeypatch.setattr(Stepper, "train_step", lambda self, *a: traces.append(1) or step(self, *a))
+    monkeypatch.setattr(
+        Compiled, "compile", lambda self, *a: compilations.append(1) or compile_(self, *a)
+    )
+    run(experiment(trainer={"steps": 20}), tmp_path)
+    assert len(traces) == 1
+    assert len(compilations) == 2  # the training step and the evaluation
+
+
+def test_buckets_compile_once_each(experiment, tmp_path: Path, monkeypatch) -> None:
+    traces = []
+    step = Stepper.train_step
+    monkeypatch.setattr(Stepper, "train_step", lambda self, *a: traces.append(1) or step(self, *a))
+    spec = experiment(padded=True, trainer={"steps": 20})
+    run(spec, tmp_path)
+    assert len(traces) <= len(spec.data.row_lengths())
+
+
+def test_the_folder_explains_itself(experiment, tmp_path: Path) -> None:
+    spec = experiment(
+        samples=SamplesSpec(every=6, prompts=["def", ""], max_new_tokens=4),
+        eval=EvalSpec(every=5),
+    )
+    outcome = run(spec, tmp_path, overrides=["seed=0"])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["specs"] == spec.to_json()
+    assert record["overrides"] == ["seed=0"]
+    assert record["data"]["train"]["documents"] + record["data"]["eval"]["documents"] == 60
+    log = events(tmp_path)
+    assert [e["step"] for e in log if "eval/loss" in e] == [0, 5, 10, 12]
+    assert [e["step"] for e in log if "train/loss" in e] == list(range(1, 13))
+    final = result(tmp_path)
+    assert final["status"] == "finished" and final["step"] == 12
+    assert final["final"]["eval/loss"] == outcome.eval_loss
+    assert final["tokens"] == log[-1]["tokens"]
+    names = {"perf/tokens_per_second", "perf/mfu", "perf/step_time", "perf/data_wait"}
+    raw = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert names | {"perf/memory_gib"} <= {k for e in raw for k in e}
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+    assert (tmp_path / "report.md").exists() and (tmp_path / "curves.png").exists()
+
+
+def test_the_best_checkpoint_is_kept(experiment, tmp_path: Path) -> None:
+    # Trained hard at first, then with a rate that spoils it: the best is not among the newest.
+    spec = experiment(
+        trainer={"steps": 24, "optimizer": AdamWSpec(lr=0.3)},
+        checkpoint=CheckpointSpec(every=2, keep=1),
+        eval=EvalSpec(every=2),
+    )
+    run(spec, tmp_path)
+    log = {e["step"]: e["eval/loss"] for e in events(tmp_path) if "eval/loss" in e}
+    saved = {s: loss for s, loss in log.items() if s > 0}  # there is no checkpoint of step 0
+    best = min(saved, key=saved.get)
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()}
+    assert kept == {best, 24}
+
+
+def test_init_from_takes_weights_and_starts_anew(experiment, tmp_path: Path) -> None:
+    run(experiment(), tmp_path / "parent")
+    loss = result(tmp_path / "parent")["final"]["eval/loss"]
+    spec = experiment(init_from=str(tmp_path / "parent"))
+    run(spec, tmp_path / "child")
+    first = events(tmp_path / "child")[0]
+    assert (first["step"], first["tokens"]) == (0, 0)
+    assert first["eval/loss"] == pytest.approx(loss, rel=1e-5)
+    parent = json.loads((tmp_path / "child" / "run.json").read_text())["parent"]
+    assert parent["step"] == 12 and parent["run"] == str(tmp_path / "parent")
+
+
+def test_init_from_another_shape_is_refused(experiment, tmp_path: Path) -> None:
+    run(experiment(), tmp_path / "parent")
+    wider = experiment().model.replace(d_model=32)
+    with pytest.raises(RefusedError, match=r"weights do not fit the model.*expected"):
+        run(experiment(model=wider, init_from=str(tmp_path / "parent")), tmp_path / "child")
+
+
+def test_no_held_out_documents(experiment, tmp_path: Path) -> None:
+    run(experiment(data={"eval_fraction": 0.0}), tmp_path)
+    assert not [e for e in events(tmp_path) if "eval/loss" in e]
+    assert result(tmp_path)["status"] == "finished"
+
+
+def test_sharded_run_equals_one_device(experiment, tmp_path: Path) -> None:
+    one = experiment()
+    four = experiment(hardware=one.hardware.replace(data_parallel=2, fsdp=2))
+    run(one, tmp_path / "one")
+    run(four, tmp_path / "four")
+    for a, b in zip(events(tmp_path / "one"), events(tmp_path / "four"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    # ... and a run may go on with another number of devices.
+    grown = one.replace(trainer=one.trainer.replace(steps=14), resume="true")
+    assert run(grown, tmp_path / "four").step == 14
+
+
+def test_find_checkpoint(experiment, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RefusedError, match="last: no run"):
+        find_checkpoint("last")
+    run(experiment(trainer={"steps": 4}), tmp_path / "outputs" / "day" / "run")
+    assert find_checkpoint("last").name == "4"
+    assert find_checkpoint("last:pretrain") == find_checkpoint("last")
+    with pytest.raises(RefusedError, match="of trainer sft"):
+        find_checkpoint("last:sft")
+
+
+def test_hardware_does_not_change_what_is_computed(experiment, tmp_path: Path) -> None:
+    plain = experiment()
+    other = HardwareSpec(
+        device="cpu", remat="block", micro_batch=1, loss_chunk=7, peak_tflops=0.1,
+        compilation_cache=plain.hardware.compilation_cache,
+    )  # fmt: skip
+    run(plain, tmp_path / "plain")
+    run(experiment(hardware=other), tmp_path / "other")
+    for a, b in zip(events(tmp_path / "plain"), events(tmp_path / "other"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
