@@ -1,0 +1,155 @@
+"""SIGTERM and Ctrl-C at any moment end in a saved checkpoint; SIGKILL costs at most some steps."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import result
+from test_run import assert_same_run
+
+import llm.generate.decode
+import llm.train.run
+from llm.data.specs import PackedSpec
+from llm.hub.checkpoints import Checkpoints, checkpoint_folder
+from llm.train.compiled import Compiled
+from llm.train.experiment import SamplesSpec
+from llm.train.run import run
+from llm.train.stopping import StopRequestedError, StopSignal
+
+KILLS = int(os.environ.get("LERNAEAN_KILLS", "3"))
+
+
+def signal_in(monkeypatch, owner, name: str, number: int, call: int = 1) -> None:
+    """Send ourselves a signal when `owner.name` is called for the `call`-th time."""
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("moment", "owner", "name", "call", "step"),
+    [
+        ("while the data is prepared", PackedSpec, "build", 1, 0),
+        ("while the first evaluation begins", llm.train.run, "evaluate", 1, 0),
+        ("while the step is compiled", Compiled, "compile", 2, 0),
+        ("in a later evaluation", llm.train.run, "evaluate", 2, 4),
+        ("while sampling", llm.train.run, "generate", 1, 4),
+        ("while saving", Checkpoints, "save", 1, 4),
+    ],
+)
+def test_a_stop_at_any_moment_saves_and_resumes(
+    moment, owner, name, call, step, experiment, tmp_path: Path, monkeypatch
+) -> None:
+    spec = experiment(
+        trainer={"steps": 8}, samples=SamplesSpec(every=4, max_new_tokens=4, prompts=["x"])
+    )
+    run(spec, tmp_path / "unbroken")
+    signal_in(monkeypatch, owner, name, signal.SIGTERM, call)
+    outcome = run(spec, tmp_path / "broken")
+    assert outcome.status == "stopped", moment
+    assert result(tmp_path / "broken")["status"] == "stopped"
+    saved = int(checkpoint_folder(tmp_path / "broken").name)
+    assert saved == outcome.step and step <= saved <= step + 1
+    monkeypatch.undo()
+    run(spec.replace(resume="true"), tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_long_compilation_is_left_behind() -> None:
+    with StopSignal() as stop:
+        started = time.monotonic()
+
+        def compile_for_long() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+
+        with pytest.raises(StopRequestedError):
+            stop.wait_for(compile_for_long)
+        assert time.monotonic() - started < 5 and stop.left_behind
+
+
+def test_errors_of_a_compilation_arrive() -> None:
+    with StopSignal() as stop, pytest.raises(ZeroDivisionError):
+        stop.wait_for(lambda: 1 / 0)
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# One process per segment, as a cluster that kills and restarts a job sees it.
+MAIN = Path(__file__).parents[2] / "launch" / "main.py"
+
+
+def command(shared: Path, folder: Path) -> list[str]:
+    words = [
+        "resume=true", f"hydra.run.dir={folder}", "debug=fast", "tracker.mode=disabled",
+        "data.source=text", f"data.path={shared / 'corpus'}", f"data.cache_dir={shared / 'cache'}",
+        "data.tokenizer.vocab_size=300", "data.seq_len=32", "data.eval_fraction=0.1",
+        "trainer.steps=200", "eval.every=50", "checkpoint.every=20", "samples.every=100",
+        f"hardware.compilation_cache={shared / 'xla'}", "hardware.peak_tflops=0.1",
+        "hardware.micro_batch=2", "data.workers=1",
+    ]  # fmt: skip
+    return [sys.executable, str(MAIN), *words]
+
+
+def start(shared: Path, folder: Path) -> subprocess.Popen:
+    """Standard error goes to a file beside the run folder."""
+    with said_by(folder).open("a") as file:
+        return subprocess.Popen(command(shared, folder), stdout=subprocess.DEVNULL, stderr=file)
+
+
+def said_by(folder: Path) -> Path:
+    return folder.with_suffix(".stderr")
+
+
+def test_kills_at_random_moments(shared: Path, tmp_path: Path) -> None:
+    first = start(shared, tmp_path / "unbroken")
+    began = time.monotonic()
+    assert first.wait() == 0, said_by(tmp_path / "unbroken").read_text()
+    length = time.monotonic() - began
+    rng = random.Random(KILLS)
+    for kill in range(KILLS):
+        process = start(shared, tmp_path / "broken")
+        time.sleep(rng.uniform(0.3, 1.1) * length / (1 if kill % 2 else 2))
+        number = signal.SIGKILL if kill % 3 == 2 else signal.SIGTERM
+        process.send_signal(number)
+        code = process.wait()
+        # A signal before our handlers are in place ends Python as it always does.
+        early = not (tmp_path / "broken" / "run.log").exists()
+        assert code == 0 or number == signal.SIGKILL or early, said_by(
+            tmp_path / "broken"
+        ).read_text()
+        if (tmp_path / "broken" / "result.json").exists() and code == 0:
+            assert result(tmp_path / "broken")["status"] in ("stopped", "finished")
+    last = start(shared, tmp_path / "broken")
+    assert last.wait() == 0, said_by(tmp_path / "broken").read_text()
+    assert result(tmp_path / "broken")["status"] == "finished"
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_second_signal_quits_at_once(shared: Path, tmp_path: Path) -> None:
+    process = start(shared, tmp_path / "run")
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGSTOP)  # so that both signals are there before it goes on
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(timeout=20) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert "Second signal" in said_by(tmp_path / "run").read_text()
