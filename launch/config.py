@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import secrets
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from launch.help import explained_keys, option_groups
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import PackedSpec, PaddedSpec
@@ -35,7 +39,8 @@ from llm.train.specs import (
 
 S = TypeVar("S", bound=Spec)
 
-REFUSED = 2  # exit status
+MISCOMPOSED = 1  # exit status: Hydra could not make a configuration of these words
+REFUSED = 2  # exit status: it could, and we do not accept it
 
 SCHEMAS: dict[str, dict[str, type[Spec]]] = {
     "": {"experiment": ExperimentSpec, "generate": GenerateSpec},
@@ -63,6 +68,8 @@ def register() -> None:
         "run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True
     )
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+    OmegaConf.register_new_resolver("explained_keys", explained_keys, replace=True)
 
 
 def folder_name(overrides: str) -> str:
@@ -70,14 +77,22 @@ def folder_name(overrides: str) -> str:
     return overrides.replace("/", ".").replace(" ", "")[:120] or "defaults"
 
 
-@functools.cache  # one class per spec: OmegaConf compares schemas by identity
-def schema(spec: type[Spec]) -> Any:  # type: ignore[arg-type,unused-ignore]
+_schemas: dict[type[Spec], Any] = {}
+
+
+def schema(spec: type[Spec]) -> Any:
     """A spec's fields as a structured config.
 
     A frozen dataclass would be read-only to every override, so this makes a thawed copy of it. A
     field that takes one of several specs is left open: the config group that fills it brings its
-    own schema.
+    own schema. There is one copy per spec, since OmegaConf compares schemas by identity.
     """
+    if spec not in _schemas:
+        _schemas[spec] = _thawed(spec)
+    return _schemas[spec]
+
+
+def _thawed(spec: type[Spec]) -> Any:
     hints = typing.get_type_hints(spec)
     fields: list[tuple[str, Any, Any]] = [("_target_", str, _target(spec))]
     for field in dataclasses.fields(spec):
@@ -118,21 +133,72 @@ def spec_from_config(cfg: DictConfig, expected: type[S]) -> S:
     Raises:
         RefusedError: with one line that names the key, its value and what was expected.
     """
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    missing = [str(key) for key in ours if OmegaConf.is_missing(ours, key)]
+    if missing:
+        raise RefusedError(f"{missing[0]}: a value is needed and none was given")
     try:
-        ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         data = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise RefusedError(str(error).splitlines()[0]) from None
+        raise RefusedError(f"{error.full_key}: {_first_line(error)}") from None
     spec = spec_from_json(data)
     if not isinstance(spec, expected):
         raise RefusedError(f"the root of the configuration must be a {_target(expected)}")
     return spec
 
 
-def refuse(error: Exception) -> typing.NoReturn:
-    """End the program with the reason and the exit status for refused input."""
-    sys.stderr.write(f"Refused: {error}\n")
-    raise SystemExit(REFUSED)
+def start(program: Callable[[], Any]) -> None:
+    """Run an entry point; whatever is wrong with its words becomes one line on standard error.
+
+    Exit status: 1 if Hydra cannot compose a configuration, 2 if we do not accept it.
+    """
+    wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    try:
+        program()
+    except RefusedError as error:
+        refuse(error)
+    except Exception as error:
+        trace = error.__traceback__
+        if wants_all or trace is None:
+            raise
+        while trace is not None and trace.tb_frame.f_code.co_name != "run_job":
+            trace = trace.tb_next
+        if trace is not None:  # a job failed: how Hydra came to run it is of no interest
+            raise error.with_traceback(trace.tb_next)  # noqa: B904
+        if not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
+            raise
+        refuse(explained(error), MISCOMPOSED)
+
+
+def refuse(reason: Exception | str, status: int = REFUSED) -> typing.NoReturn:
+    """End the program with the reason and an exit status."""
+    sys.stderr.write(f"Refused: {reason}\n")
+    raise SystemExit(status)
+
+
+def explained(error: Exception) -> str:
+    """Hydra's error in one line, without its advice to add keys with a plus."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: no such option. {group} has {', '.join(error.options)}"
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        has = ""
+        if dataclasses.is_dataclass(cause.object_type):
+            keys = (f.name for f in dataclasses.fields(cause.object_type))
+            has = f". {cause.object_type_str} has {', '.join(k for k in keys if k != '_target_')}"
+        return f"{cause.full_key}: no such key{has}"
+    if isinstance(error, OverrideParseException):
+        problem = [line for line in error.message.splitlines() if not line.startswith("See ")]
+        return f"{error.override}: expected key=value ({problem[-1]})"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{_first_line(error).removeprefix('Error merging override ')}: {_first_line(cause)}"
+    return f"{' '.join(sys.argv[1:])}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def start_logging() -> None:
@@ -151,7 +217,12 @@ class RefuseEarly(Callback):
         from launch.resume import check_run_folder
 
         try:
-            check_run_folder(spec_from_config(config, ExperimentSpec), Path(config.hydra.run.dir))
+            experiment = spec_from_config(config, ExperimentSpec)
+            check_run_folder(experiment, Path(config.hydra.run.dir))
+            if experiment.hardware.require:
+                from llm.core.machine import claim
+
+                claim(experiment.hardware)
         except RefusedError as error:
             # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(error)

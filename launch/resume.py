@@ -8,11 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from llm.core.spec import RefusedError
+from llm.core.spec import RefusedError, spec_from_json
 from llm.train.experiment import ExperimentSpec
 
 # What may differ between a run and its continuation: it does not change what is computed.
-_FREE = ("resume", "hardware", "tracker", "checkpoint")
+_FREE = ("resume", "hardware", "tracker", "checkpoint", "data.workers", "data.cache_dir")
 _ON = "true"
 
 
@@ -23,7 +23,7 @@ def replay_words(words: list[str]) -> list[str]:
     words as they are.
 
     Raises:
-        RefusedError: there is no such run.
+        RefusedError: there is no such run, or words that a continuation cannot follow.
     """
     wanted = [word.split("=", 1)[1] for word in words if word.startswith("resume=")]
     if not wanted or wanted[-1].lower() in (_ON, "false", "null", ""):
@@ -32,8 +32,13 @@ def replay_words(words: list[str]) -> list[str]:
     file = folder / ".hydra" / "overrides.yaml"
     if not file.exists():
         raise RefusedError(f"resume={wanted[-1]}: {file} is missing, so its words are not known")
+    for word in words:
+        if word in ("-m", "--multirun") or word.startswith("hydra.run.dir="):
+            raise RefusedError(
+                f"resume={wanted[-1]} continues one run in its own folder; without {word}"
+            )
     old = [str(word) for word in OmegaConf.load(file)]
-    new = [word for word in words if not word.startswith(("resume=", "hydra.run.dir="))]
+    new = [word for word in words if not word.startswith("resume=")]
     given = {_key(word) for word in new}
     kept = [w for w in old if _key(w) not in given and _key(w) != "resume"]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -54,23 +59,28 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
         )
     record = folder / "run.json"
     if not record.exists():
+        if experiment.init_from is not None:
+            from llm.hub.sources import find_checkpoint
+
+            find_checkpoint(experiment.init_from, "init_from")
         return
     if not resume:
         raise RefusedError(
             f"hydra.run.dir={folder}: holds a run already; continue it with resume={folder} "
             "or choose another folder"
         )
-    before = json.loads(record.read_text(encoding="utf-8"))["specs"]
+    # By way of a spec: an older run has not heard of keys that are newer than it.
+    before = spec_from_json(json.loads(record.read_text(encoding="utf-8"))["specs"]).to_json()
     now = experiment.to_json()
     if now["trainer"]["steps"] < before["trainer"]["steps"]:
         raise RefusedError(
             f"trainer.steps={now['trainer']['steps']}: the run in {folder} was started with "
             f"{before['trainer']['steps']}; they may grow but not shrink"
         )
-    now["trainer"]["steps"] = before["trainer"]["steps"]
-    for part in _FREE:
-        now.pop(part, None)
-        before.pop(part, None)
+    for config in (now, before):
+        for key in ("trainer.steps", *_FREE):
+            part, _, leaf = key.rpartition(".")
+            (config[part] if part else config).pop(leaf)
     difference = _first_difference(before, now, "")
     if difference:
         key, old, new = difference
@@ -81,9 +91,9 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
 
 
 def _run_folder(name: str) -> Path:
-    from llm.hub.sources import runs
-
     if name == "last":
+        from llm.hub.sources import runs
+
         found = runs()
         if not found:
             raise RefusedError("resume=last: there is no run in outputs/")

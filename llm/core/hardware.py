@@ -21,7 +21,10 @@ class HardwareSpec(Spec):
     device: str = knob("auto", "kind of device", choices=("auto", "cpu", "gpu"))
     device_kind: str = knob("", "part of the device's own name, e.g. H100; empty takes any")
     require: bool = knob(False, "refuse to run when the device is not there, instead of warning")
-    compute_dtype: str = knob("float32", "type of activations and matrix products", choices=DTYPES)
+    compute_dtype: str = knob(
+        "auto", "type of activations and matrix products; auto: bfloat16 on a GPU, else float32",
+        choices=("auto", *DTYPES),
+    )  # fmt: skip
     param_dtype: str = knob("float32", "type in which weights are kept", choices=DTYPES)
     micro_batch: int | None = knob(
         None, "rows at once per step and device; null takes the whole batch", gt=0

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,18 @@ PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H200": 989.0,
+}
+
+# What a profile says about its own device and no other.
+_NOT_OF_THIS_DEVICE: dict[str, Any] = {
+    "device_kind": "",
+    "compute_dtype": "auto",
+    "param_dtype": "float32",
+    "xla_flags": [],
+    "peak_tflops": None,
+    "memory_gib": None,
+    "data_parallel": 1,
+    "fsdp": 1,
 }
 
 
@@ -92,42 +105,39 @@ def claim(spec: HardwareSpec) -> Machine:
     Raises:
         RefusedError: they are not there and `require` is set, or XLA was already set up otherwise.
     """
+    notes: list[str] = []
+
+    def make_do(spec: HardwareSpec, problem: str, instead: str, **changes: Any) -> HardwareSpec:
+        if spec.require:
+            raise RefusedError(f"hardware={spec.name} with hardware.require=true: {problem}")
+        notes.append(f"hardware={spec.name}: {problem}; running on {instead}.")
+        return spec.replace(**changes)
+
     on_gpu = spec.device == "gpu" or (spec.device == "auto" and gpu_expected())
-    note = None
     if on_gpu and not gpu_expected():
-        note = f"hardware={spec.name}: no GPU (or no CUDA build of JAX) here; running on the CPU."
-        spec = _without_device(spec, note)
+        problem = "no GPU (or no CUDA build of JAX) here"
+        spec = make_do(spec, problem, "the CPU", device="cpu", **_NOT_OF_THIS_DEVICE)
         on_gpu = False
     _set_xla_flags(spec.xla_flags)
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    if on_gpu and spec.device_kind not in kind:
+        problem = f"this machine has a {kind}, not a {spec.device_kind}"
+        spec = make_do(spec, problem, "it as it is", peak_tflops=None, memory_gib=None)
+    if len(devices) < spec.devices:
+        problem = f"{spec.devices} devices are asked for and {len(devices)} here"
+        spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1)
+    if spec.compute_dtype == "auto":
+        spec = spec.replace(compute_dtype="bfloat16" if on_gpu else "float32")
     if spec.compilation_cache is not None:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    devices = jax.devices()
-    if spec.device == "auto" and devices[0].platform == "gpu":
-        # On a GPU of any kind bf16 is what a user of `auto` wants.
-        spec = spec.replace(compute_dtype="bfloat16")
-    if spec.device_kind and spec.device_kind not in devices[0].device_kind and on_gpu:
-        note = (
-            f"hardware={spec.name}: this machine has a {devices[0].device_kind}, not a "
-            f"{spec.device_kind}; running on it as it is."
-        )
-        if spec.require:
-            raise RefusedError(note)
-        spec = spec.replace(peak_tflops=None, memory_gib=None)
-    if len(devices) < spec.devices:
-        note = (
-            f"hardware={spec.name}: {spec.devices} devices are asked for and "
-            f"{len(devices)} here; running on one."
-        )
-        if spec.require:
-            raise RefusedError(note)
-        spec = spec.replace(data_parallel=1, fsdp=1)
     mesh = make_mesh(devices[: spec.devices], spec.data_parallel, spec.fsdp)
-    return Machine(spec, mesh, note)
+    return Machine(spec, mesh, " ".join(notes) or None)
 
 
 def gpu_expected() -> bool:
@@ -135,22 +145,6 @@ def gpu_expected() -> bool:
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     has_plugin = any(importlib.util.find_spec(name) for name in plugins)
     return has_plugin and Path("/proc/driver/nvidia").exists()
-
-
-def _without_device(spec: HardwareSpec, note: str) -> HardwareSpec:
-    if spec.require:
-        raise RefusedError(note.replace("running on the CPU", "hardware.require=true refuses that"))
-    return spec.replace(
-        device="cpu",
-        device_kind="",
-        compute_dtype="float32",
-        param_dtype="float32",
-        xla_flags=[],
-        peak_tflops=None,
-        memory_gib=None,
-        data_parallel=1,
-        fsdp=1,
-    )
 
 
 _flags_in_force: tuple[str, ...] | None = None

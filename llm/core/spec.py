@@ -16,6 +16,7 @@ import dataclasses
 import importlib
 import json
 import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -69,8 +70,12 @@ class Spec:
     """Base of all specs. Subclasses add fields (see `knob`) and, if needed, `check`."""
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if not _fits(value, hints[field.name]):
+                expected = _in_words(hints[field.name])
+                raise RefusedError(f"{field.name}={value}: expected {expected}")
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
             elif isinstance(value, dict):
@@ -88,6 +93,38 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON data, `_target_` included."""
         return _jsonable(self)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of its field, as far as JSON and YAML tell types apart."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
+    if hint is Any:
+        return True
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, origin or hint)
+
+
+def _in_words(hint: Any) -> str:
+    """A field's type for people who do not read type hints."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_in_words(arg) for arg in typing.get_args(hint))
+    if typing.get_origin(hint) in (list, tuple):
+        return f"a list, each item {_in_words(typing.get_args(hint)[0])}"
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "null",
+    }
+    return words.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def _check_bounds(field: dataclasses.Field[Any], value: Any) -> None:
@@ -138,7 +175,7 @@ def spec_from_json(data: Any, path: str = "") -> Any:
         return data
     if "_target_" not in data:
         return {k: spec_from_json(v, _join(path, k)) for k, v in data.items()}
-    cls = _spec_class(str(data["_target_"]), path)
+    cls = spec_class(str(data["_target_"]), path)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - set(fields) - {"_target_"})
     if unknown:
@@ -163,8 +200,12 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _spec_class(target: str, path: str) -> type[Spec]:
-    """Import a spec class; nothing outside this package is ever imported or called."""
+def spec_class(target: str, path: str = "") -> type[Spec]:
+    """The spec class that a `_target_` names; nothing outside this package is ever imported.
+
+    Raises:
+        RefusedError: it names something else; `path` says where it stood.
+    """
     module, _, name = target.rpartition(".")
     if target.startswith(_TRUSTED_PREFIX):
         try:

@@ -59,6 +59,8 @@ class ExperimentSpec(Spec):
 
     def check(self) -> None:  # noqa: D102
         data, model, hardware = self.data, self.model, self.hardware
+        if not self.name.strip() or "/" in self.name:
+            raise RefusedError(f"name={self.name}: becomes part of a folder's name; no / in it")
         if data.seq_len > model.max_seq_len:
             raise RefusedError(
                 f"data.seq_len={data.seq_len}: longer than model.max_seq_len={model.max_seq_len}"
