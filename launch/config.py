@@ -219,13 +219,23 @@ class RefuseEarly(Callback):
         try:
             experiment = spec_from_config(config, ExperimentSpec)
             check_run_folder(experiment, Path(config.hydra.run.dir))
-            if experiment.hardware.require:
-                from llm.core.machine import claim
-
-                claim(experiment.hardware)
+            _check_what_is_installed(experiment)
         except RefusedError as error:
             # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(error)
+
+
+def _check_what_is_installed(experiment: ExperimentSpec) -> None:
+    """What specs alone cannot tell: whether the device is there, and optax has that optimizer."""
+    optimizer = experiment.trainer.optimizer
+    if isinstance(optimizer, OptaxSpec):
+        from llm.train.optimizers import find_optax
+
+        find_optax(optimizer.optimizer, optimizer.options)
+    if experiment.hardware.require:
+        from llm.core.machine import claim
+
+        claim(experiment.hardware)
 
 
 register()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 import hydra
+from loguru import logger
 from omegaconf import DictConfig
 
-from launch.config import refuse, spec_from_config, start_logging
+from launch.config import refuse, spec_from_config, start, start_logging
 from llm.core.spec import RefusedError
 from llm.generate.specs import GenerateSpec
 
@@ -21,20 +22,21 @@ def main(cfg: DictConfig) -> None:
         from llm.core.machine import claim
         from llm.generate.language_model import load
 
-        claim(spec.hardware)
-        lm = load(spec.checkpoint)
-        texts = lm.generate(
+        machine = claim(spec.hardware)
+        if machine.note:
+            logger.warning(machine.note)
+        texts = load(spec.checkpoint).generate(
             [spec.prompt] * spec.n,
             max_new_tokens=spec.max_new_tokens,
             temperature=spec.temperature,
             top_p=spec.top_p,
             seed=spec.seed,
         )
-    except (RefusedError, ValueError) as error:
+    except RefusedError as error:
         refuse(error)
     for text in texts:
         sys.stdout.write(f"{spec.prompt}{text}\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from llm.core.spec import RefusedError
 from llm.generate.sampler import sample_token
 from llm.models.binding import bind
 from llm.models.cache import KVCache
@@ -50,17 +51,11 @@ def generate(
         The new tokens of each prompt.
 
     Raises:
-        ValueError: an empty prompt, or more tokens than the model can see.
+        RefusedError: an empty prompt, ids that are no tokens, more tokens than the model can see,
+            or a setting out of bounds.
     """
-    if not prompts or any(not prompt for prompt in prompts):
-        raise ValueError("every prompt needs at least one token")
-    longest = max(map(len, prompts))
-    limit = spec.max_seq_len
-    if longest + max_new_tokens > limit:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
-            f"{limit} that the model sees"
-        )
+    _check(spec, prompts, max_new_tokens, temperature, top_p)
+    longest, limit = max(map(len, prompts)), spec.max_seq_len
     width = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, limit - max_new_tokens)
     tokens_BT = np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
@@ -79,6 +74,41 @@ def generate(
         compute_dtype,
     )
     return [row[:n].tolist() for row, n in zip(np.asarray(new_BT), counts_B.tolist(), strict=True)]
+
+
+def _check(
+    spec: ModelSpec,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> None:
+    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+        raise RefusedError("every prompt needs at least one token")
+    check_ids(spec, (index for prompt in prompts for index in prompt))
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > spec.max_seq_len:
+        raise RefusedError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
+            f"{spec.max_seq_len} that the model sees"
+        )
+    if max_new_tokens < 1:
+        raise RefusedError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+    if not temperature >= 0:
+        raise RefusedError(f"temperature={temperature}: expected 0 or more")
+    if not 0 < top_p <= 1:
+        raise RefusedError(f"top_p={top_p}: expected more than 0 and at most 1")
+
+
+def check_ids(spec: ModelSpec, ids: Iterable[int]) -> None:
+    """Refuse ids that are no tokens: JAX would silently take another row of the embedding.
+
+    Raises:
+        RefusedError: with the first of them.
+    """
+    for index in ids:
+        if not 0 <= index < spec.vocab:
+            raise RefusedError(f"token {index}: the model has tokens 0 to {spec.vocab - 1}")
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))

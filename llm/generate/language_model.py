@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llm.core.spec import spec_from_json
+from llm.core.spec import RefusedError, spec_from_json
 from llm.data.tokenizer import Tokenizer
-from llm.generate.decode import generate
+from llm.generate.decode import check_ids, generate
 from llm.hub.checkpoints import read_checkpoint_meta, read_checkpoint_weights
 from llm.hub.sources import find_checkpoint
 from llm.models.binding import bind
@@ -37,8 +37,9 @@ class LanguageModel:
 
     def logits(self, ids_BT: Int[np.ndarray, "B T"] | Sequence[Sequence[int]]) -> np.ndarray:
         """fp32 scores over the vocabulary for the token after each position, [B, T, V]."""
-        ids = jnp.asarray(np.asarray(ids_BT, dtype=np.int32))
-        return np.asarray(_logits(self.spec, self.params, ids))
+        ids = np.asarray(ids_BT, dtype=np.int32)
+        check_ids(self.spec, ids.ravel().tolist())
+        return np.asarray(_logits(self.spec, self.params, jnp.asarray(ids)))
 
     def generate(
         self,
@@ -59,7 +60,13 @@ class LanguageModel:
             top_p: sample from the likeliest tokens that together hold this probability.
             seed: all randomness follows from it.
             stop: end at the token between documents; False runs on to `max_new_tokens`.
+
+        Raises:
+            RefusedError: more tokens than the model can see, ids that are no tokens, or a lone
+                text where a list of texts is expected.
         """
+        if isinstance(prompts, str):
+            raise RefusedError(f"generate([{prompts[:20]!r}]) takes a list of prompts, also of one")
         tokenizer = self.tokenizer
         ids = [
             [tokenizer.start_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt

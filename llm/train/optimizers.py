@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +38,20 @@ def optax_by_name(
     """Call the optimizer `name` of optax or optax.contrib.
 
     Raises:
+        RefusedError: see `find_optax`.
+    """
+    function = find_optax(name, options)
+    keywords = dict(options)
+    for mask in ("mask", "weight_decay_mask"):
+        if mask in _parameters(function) and mask not in keywords:
+            keywords[mask] = is_matrix
+    return function(learning_rate, **keywords)
+
+
+def find_optax(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """The optimizer `name` of optax or optax.contrib, once it is known to take these options.
+
+    Raises:
         RefusedError: no such optimizer, or it does not take these options.
     """
     function = getattr(optax, name, None) or getattr(optax.contrib, name, None)
@@ -55,11 +69,7 @@ def optax_by_name(
             f"trainer.optimizer.options.{unknown[0]}: optax.{name} has no such option. "
             f"It has {known}"
         )
-    keywords = dict(options)
-    for mask in ("mask", "weight_decay_mask"):
-        if mask in _parameters(function) and mask not in keywords:
-            keywords[mask] = is_matrix
-    return function(learning_rate, **keywords)
+    return function
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
