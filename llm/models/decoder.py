@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
         extras = self.block_arguments(positions_BT)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            return attention(q, k, v, index, index)
+            return attention(q, k, v, index, index, in_row_order=True)
 
         x_BTD = self.embed(tokens_BT, positions_BT)
         x_BTD = self.embedding_dropout(x_BTD, dropout_keys_B)
@@ -156,9 +156,8 @@ class Decoder(nnx.Module):
             ) -> Array:
                 new_keys.append(write(old_k, k, write_slots_BT))
                 new_values.append(write(old_v, v, write_slots_BT))
-                return attention(
-                    q, new_keys[-1].astype(q.dtype), new_values[-1].astype(q.dtype), queries, keys
-                )
+                k, v = new_keys[-1].astype(q.dtype), new_values[-1].astype(q.dtype)
+                return attention(q, k, v, queries, keys, in_row_order=False)
 
             x_BTD = block(x_BTD, attend, dropout_keys_B=None, **extras)
         hidden_BTD = self.final_norm(x_BTD)

@@ -80,6 +80,7 @@ def _forward(
         sums, d_head_VD = carry
         hidden_CD = piece[0]
         new, d_logits_CV = _chunk_loss(piece, head_VD, z_loss, label_smoothing)
+        d_logits_CV = jax.lax.optimization_barrier(d_logits_CV)  # see llm.models.linear
         d_hidden_CD = d_logits_CV @ head_VD
         d_head_VD += jnp.einsum(
             "CV,CD->VD", d_logits_CV, hidden_CD, preferred_element_type=jnp.float32
