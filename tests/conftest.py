@@ -5,6 +5,55 @@ import os
 os.environ["JAX_PLATFORMS"] = os.environ.get("LERNAEAN_TEST_PLATFORM", "cpu")
 os.environ["WANDB_MODE"] = "offline"
 
+from pathlib import Path
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny `corpus/`, beside which caches may lie."""
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["def", "return", "self", "for", "in", "import", "x", "=", "1", ":", "\n"]
+    (folder / "corpus").mkdir()
+    for i in range(60):
+        text = " ".join(words[(i * j + j // 3) % len(words)] for j in range(20 + 7 * i % 90))
+        (folder / "corpus" / f"{i}.txt").write_text(f"{i} {text}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny: Path) -> Path:
+    """The folder of a finished run of a tiny GPT."""
+    from llm.core.hardware import HardwareSpec
+    from llm.data.specs import PackedSpec, TokenizerSpec
+    from llm.models.specs import GPTSpec
+    from llm.report.specs import TrackerSpec
+    from llm.train.experiment import ExperimentSpec, SamplesSpec
+    from llm.train.run import run
+    from llm.train.specs import AdamWSpec, PretrainSpec, WarmupCosineSpec
+
+    experiment = ExperimentSpec(
+        name="trained",
+        model=GPTSpec(max_seq_len=64, n_layers=1, d_model=16, n_heads=2),
+        data=PackedSpec(
+            source="text",
+            path=str(tiny / "corpus"),
+            seq_len=32,
+            batch_size=4,
+            eval_fraction=0.1,
+            cache_dir=str(tiny / "cache"),
+            tokenizer=TokenizerSpec(vocab_size=300),
+        ),
+        trainer=PretrainSpec(
+            steps=30, optimizer=AdamWSpec(lr=1e-2), schedule=WarmupCosineSpec(warmup_steps=2)
+        ),
+        hardware=HardwareSpec(device="cpu", peak_tflops=0.1, compilation_cache=str(tiny / "xla")),
+        samples=SamplesSpec(every=None),
+        tracker=TrackerSpec(mode="disabled"),
+    )
+    run(experiment, tiny / "trained")
+    return tiny / "trained"

@@ -17,7 +17,9 @@ from llm.models.binding import bind
 from llm.models.cache import KVCache
 from llm.models.specs import ModelSpec
 
-_PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
+# Prompts and stop ids are padded, so that few programs are compiled.
+_PROMPT_BUCKET = 32
+_STOP_IDS = 8
 
 
 def generate(
@@ -67,7 +69,7 @@ def generate(
         tokens_BT,
         lengths_B,
         jax.random.key(seed),
-        jnp.asarray(list(stop_ids) or [-1], jnp.int32),
+        np.resize([*stop_ids, -1], max(_STOP_IDS, len(stop_ids) + 1)).astype(np.int32),
         max_new_tokens,
         temperature,
         top_p,

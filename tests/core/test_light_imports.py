@@ -1,0 +1,42 @@
+"""What must stay quick and leave the devices alone."""
+
+import subprocess
+import sys
+
+
+def heavy_after(statement: str) -> set[str]:
+    """Which of the large packages a statement has loaded, in a fresh Python."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    heavy = {"jax", "flax", "optax", "orbax", "numpy", "datasets", "tokenizers", "wandb", "hydra"}
+    return heavy & set(done.stdout.split())
+
+
+def test_import_llm_loads_nothing() -> None:
+    assert heavy_after("import llm") == set()
+
+
+def test_specs_load_nothing() -> None:
+    names = ["core.hardware", "data.specs", "generate.specs", "models.specs", "report.specs"]
+    names += ["train.specs", "train.experiment"]
+    statement = "import " + ", ".join(f"llm.{name}" for name in names)
+    made = (
+        "llm.train.specs.PretrainSpec(), llm.models.specs.LlamaSpec(), llm.data.specs.PaddedSpec()"
+    )
+    assert heavy_after(f"{statement}\n{made}") == set()
+
+
+def test_composing_loads_hydra_and_nothing_else() -> None:
+    assert heavy_after("import launch.main") == {"hydra"}
+
+
+def test_import_llm_takes_less_than_a_second() -> None:
+    code = "import time; t = time.perf_counter(); import llm; print(time.perf_counter() - t)"
+    seconds = min(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                             check=True, timeout=60).stdout)
+        for _ in range(2)
+    )  # fmt: skip
+    assert seconds < 1
