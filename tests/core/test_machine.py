@@ -75,7 +75,7 @@ def test_other_flags_in_the_same_process_are_refused() -> None:
 
 def test_require_refuses_and_makes_nothing(tmp_path: Path) -> None:
     spec = H100.replace(require=True, compilation_cache=str(tmp_path / "xla"))
-    with pytest.raises(RefusedError, match="hardware=h100 with hardware.require=true: no GPU"):
+    with pytest.raises(RefusedError, match=r"hardware.require=true: no GPU"):
         claim(spec)
     assert not (tmp_path / "xla").exists()
 
@@ -87,7 +87,7 @@ def test_fewer_devices_than_asked_for() -> None:
         f"hardware=many: 64 devices are asked for and {len(jax.devices())} here; running on one."
     )
     assert here.mesh.size == here.spec.devices == 1
-    with pytest.raises(RefusedError, match="hardware=many with hardware.require=true: 64 devices"):
+    with pytest.raises(RefusedError, match=r"hardware.require=true: 64 devices"):
         claim(spec.replace(require=True))
 
 

@@ -1,4 +1,4 @@
-"""Nothing here runs long: programs are compiled in a hurry, which halves the time of these tests."""
+"""Nothing here runs long: compiling in a hurry halves the time of these tests."""
 
 from collections.abc import Iterator
 

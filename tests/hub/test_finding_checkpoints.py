@@ -100,7 +100,7 @@ def test_weights_of_a_run(trained_run: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"d_model": 32}, r"16 weights .* attention_norm\.bias: here \(16,\), expected \(32,\)"),
+        ({"d_model": 32}, r"16 weights .*attention_norm\.bias: here \(16,\), expected \(32,\);"),
         ({"n_layers": 2}, r"blocks\.1\.\S+: here None, expected"),
         ({"positions": "sinusoidal"}, r"1 weights .* position_embedding: here .* expected None"),
     ],

@@ -1,0 +1,58 @@
+"""What a newcomer meets first: --help, --cfg, and the tab key."""
+
+import time
+
+import pytest
+from launch_words import GROUPS
+
+from llm.core.spec import spec_class
+
+
+def test_help_lists_groups_and_explains_keys(command) -> None:
+    done = command("--help", "model=llama_tiny", "seed=7")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    for group, options in GROUPS.items():
+        assert f"{group}={'|'.join(options)}" in lines
+    keys = {line.split()[0]: line for line in lines if "=" in line}
+    assert "seed=7" in keys
+    assert keys["model.n_kv_heads=2"].endswith("key/value heads; must divide n_heads")
+    assert "(none, block, dots)" in keys["hardware.remat=none"]
+    assert not any("_target_" in line or "schema" in line for line in lines)
+
+
+def test_cfg_shows_the_configuration_within_two_seconds(command) -> None:
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        done = command("--cfg", "job", "trainer.optimizer.lr=0.5")
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    assert "lr: 0.5" in done.stdout
+    assert min(seconds) < 4  # 2 on a machine that has nothing else to do
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("model=", [f"model={option}" for option in GROUPS["model"]]),
+        ("model=llama", ["model=llama", "model=llama3_1b", "model=llama3_8b", "model=llama_tiny"]),
+        ("debug=", [f"debug={option}" for option in GROUPS["debug"]]),
+        ("hardware=h", ["hardware=h100", "hardware=h100x8"]),
+        ("trainer/", ["trainer/optimizer=", "trainer/schedule="]),
+        ("trainer/optimizer=", [f"trainer/optimizer={o}" for o in GROUPS["trainer/optimizer"]]),
+        ("trainer.optimizer.l", ["trainer.optimizer.lr="]),
+        ("model=llama model.n_k", ["model.n_kv_heads="]),
+    ],
+)
+def test_tab_completion(command, typed: str, expected: list[str]) -> None:
+    line = f"python launch/main.py {typed}"
+    done = command("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.returncode == 0
+    assert done.stdout.split() == expected
+
+
+def test_every_target_in_the_tree_is_a_spec(composed) -> None:
+    config = composed()
+    for key in ("model", "data", "trainer", "hardware", "eval", "samples"):
+        assert spec_class(config[key]._target_)
