@@ -57,7 +57,10 @@ class GPTBlock(nnx.Module):
         attended_BTNH = attend(q_BTD.reshape(heads), k_BTD.reshape(heads), v_BTD.reshape(heads))
         out_BTD = self.out(attended_BTNH.reshape(B, T, D))
         x_BTD = x_BTD + dropout(out_BTD, rate, dropout_keys_B, 2 * self.layer + 1)
-        hidden_BTF = _ACTIVATIONS[self.spec.activation](self.up(self.mlp_norm(x_BTD)))
+        # Keeping what lies between the activation's input and output costs more memory than
+        # computing it again costs time.
+        activation = jax.checkpoint(_ACTIVATIONS[self.spec.activation])
+        hidden_BTF = activation(self.up(self.mlp_norm(x_BTD)))
         return x_BTD + dropout(self.down(hidden_BTF), rate, dropout_keys_B, 2 * self.layer + 2)
 
 

@@ -63,8 +63,11 @@ class LlamaBlock(nnx.Module):
         v_BTKH = self.value(normed_BTD).reshape(B, T, K, H)
         x_BTD = x_BTD + self.out(attend(q_BTNH, k_BTKH, v_BTKH).reshape(B, T, N * H))
         normed_BTD = self.mlp_norm(x_BTD)
-        gate_BTF = _ACTIVATIONS[self.spec.activation](self.gate(normed_BTD))
-        return x_BTD + self.down(gate_BTF * self.up(normed_BTD))
+        activation = _ACTIVATIONS[self.spec.activation]
+        # Keeping what lies between the two inputs and their product costs more memory than
+        # computing it again costs time.
+        gated = jax.checkpoint(lambda gate_BTF, up_BTF: activation(gate_BTF) * up_BTF)
+        return x_BTD + self.down(gated(self.gate(normed_BTD), self.up(normed_BTD)))
 
 
 class Llama(Decoder):

@@ -1,0 +1,150 @@
+"""Training throughput and memory beside torch and transformers; run by hand, not a test.
+
+    python tests/bench_train_step.py gpt      # 6 layers x 384, vocabulary 8k, 16 x 256 tokens
+    python tests/bench_train_step.py llama    # SmolLM2-135M's shape, 2 x 512 tokens
+
+Each side is a process of its own and they take turns, step by step. fp32, AdamW, clipped at norm 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+SHAPES = {"gpt": (16, 256, 8192), "llama": (2, 512, 49152)}
+
+
+def ours(name: str):
+    import jax
+    import optax
+
+    from llm.core.mesh import make_mesh, put_rows
+    from llm.models.specs import GPTSpec, LlamaSpec
+    from llm.train.pretrain import NextToken
+    from llm.train.specs import AdamWSpec
+    from llm.train.state import StateFactory
+    from llm.train.step import Stepper
+
+    B, T, V = SHAPES[name]
+    model = GPTSpec(vocab_size=V, max_seq_len=T, n_layers=6, d_model=384, n_heads=6)
+    if name == "llama":
+        model = LlamaSpec(
+            vocab_size=V, max_seq_len=T, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
+            d_mlp=1536,
+        )  # fmt: skip
+    schedule = optax.constant_schedule(3e-4)
+    optimizer = AdamWSpec(lr=3e-4, weight_decay=0.01, b2=0.999).build(lambda peak: schedule)
+    mesh = make_mesh(jax.devices()[:1], 1, 1)
+    state = StateFactory(
+        model=model, optimizer=optimizer, seed=0, use_ema=False, param_dtype="float32", mesh=mesh
+    ).fresh()
+    stepper = Stepper(
+        model=model, remat="none", objective=NextToken(1024, 0.0, 0.0), optimizer=optimizer,
+        schedule=schedule, seed=0, compute_dtype="float32", micro_batches=1, grad_clip=1.0,
+        ema_decay=None,
+    )  # fmt: skip
+    train_step = jax.jit(stepper.train_step, donate_argnums=0)
+    ids = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
+    batch = put_rows(
+        {
+            "tokens": ids[:, :-1],
+            "targets": ids[:, 1:],
+            "segment_ids": np.ones((B, T), np.int32),
+            "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
+        },
+        mesh,
+    )
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return float(metrics["train/loss"])
+
+    return step
+
+
+def torchs(name: str):
+    import torch
+    import transformers
+
+    B, T, V = SHAPES[name]
+    torch.manual_seed(0)
+    if name == "gpt":
+        config = transformers.GPT2Config(
+            vocab_size=V, n_positions=T, n_embd=384, n_layer=6, n_head=6, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=V, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+            num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=T,
+            tie_word_embeddings=True, attn_implementation="sdpa", use_cache=False,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=True)
+    ids = torch.tensor(np.random.default_rng(0).integers(0, V, (B, T + 1)))
+
+    def step() -> float:
+        logits = model(ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def work(side: str, name: str) -> None:
+    """Do a step for each line that arrives; answer with seconds, CPU seconds, loss and memory."""
+    step = {"ours": ours, "torch": torchs}[side](name)
+    for _ in sys.stdin:
+        began, cpu = time.perf_counter(), time.process_time()
+        loss = step()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        times = time.perf_counter() - began, time.process_time() - cpu
+        sys.stdout.write(json.dumps([*times, loss, peak]) + "\n")
+        sys.stdout.flush()
+
+
+def main(name: str, rounds: int = 10) -> None:
+    """Print medians, ratios and peak memory."""
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    sides = {
+        side: subprocess.Popen([sys.executable, __file__, "--worker", side, name], **pipe)
+        for side in ("torch", "ours")
+    }
+    answers: dict[str, list[list[float]]] = {side: [] for side in sides}
+    for _ in range(rounds + 2):
+        for side, process in sides.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            answers[side].append(json.loads(process.stdout.readline()))
+    B, T, _ = SHAPES[name]
+    for side, process in sides.items():
+        process.communicate()
+        seconds, cpu, _, peak = zip(*answers[side][2:], strict=True)  # two rounds warm up
+        sys.stdout.write(
+            f"{side:6s} {statistics.median(seconds):6.3f} s/step {statistics.median(cpu):6.2f} CPU s"
+            f"  {B * T / statistics.median(seconds):7.0f} tokens/s  peak {peak[-1]:.2f} GiB\n"
+        )
+    ratios = [a[0] / b[0] for a, b in zip(answers["torch"], answers["ours"], strict=True)][2:]
+    sys.stdout.write(f"ours is {statistics.median(ratios):.2f} x torch (median of {rounds} pairs; ")
+    sys.stdout.write(f"{min(ratios):.2f} to {max(ratios):.2f}), load {os.getloadavg()[0]:.1f}\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--worker":
+        work(sys.argv[2], sys.argv[3])
+    else:
+        main(sys.argv[1])
