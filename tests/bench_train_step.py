@@ -134,9 +134,10 @@ def main(name: str, rounds: int = 10) -> None:
     for side, process in sides.items():
         process.communicate()
         seconds, cpu, _, peak = zip(*answers[side][2:], strict=True)  # two rounds warm up
+        wall = statistics.median(seconds)
         sys.stdout.write(
-            f"{side:6s} {statistics.median(seconds):6.3f} s/step {statistics.median(cpu):6.2f} CPU s"
-            f"  {B * T / statistics.median(seconds):7.0f} tokens/s  peak {peak[-1]:.2f} GiB\n"
+            f"{side:6s} {wall:6.3f} s/step  {statistics.median(cpu):6.2f} CPU s"
+            f"  {B * T / wall:7.0f} tokens/s  peak {peak[-1]:.2f} GiB\n"
         )
     ratios = [a[0] / b[0] for a, b in zip(answers["torch"], answers["ours"], strict=True)][2:]
     sys.stdout.write(f"ours is {statistics.median(ratios):.2f} x torch (median of {rounds} pairs; ")

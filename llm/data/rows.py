@@ -45,7 +45,7 @@ class Rows:
     def lengths(self) -> Array:
         """Positions in use in each row, int64 [R]."""
         ends = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])
-        return ends[self.first[1:]] - ends[self.first[:-1]]  # type: ignore[no-any-return]
+        return ends[self.first[1:]] - ends[self.first[:-1]]
 
 
 def collate(plans: Sequence[Rows], source_B: Array, row_B: Array, seq_len: int) -> dict[str, Array]:
@@ -97,4 +97,4 @@ def _fill(batch: dict[str, Array], plan: Rows, into: Array, rows: Array, seq_len
 def _count_up(counts: Array) -> Array:
     """[2, 3] -> [0, 1, 0, 1, 2]."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1]) - np.repeat(ends - counts, counts)  # type: ignore[no-any-return]
+    return np.arange(ends[-1]) - np.repeat(ends - counts, counts)

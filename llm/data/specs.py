@@ -98,8 +98,8 @@ class DataSpec(DocumentsSpec):
     mixture: list[SourceSpec] = knob([], "several weighted sources instead of the one above")
     tokenizer: TokenizerSpec = knob(TokenizerSpec(), "which tokenizer")
     seq_len: int = knob(256, "positions in a row", ge=2)
-    batch_size: int = knob(16, "rows in a batch, over all hosts", ge=1)
-    eval_fraction: float = knob(0.01, "share of the documents held out for evaluation", ge=0, lt=1)
+    batch_size: int = knob(8, "rows in a batch, over all hosts", ge=1)
+    eval_fraction: float = knob(0.005, "share of the documents held out for evaluation", ge=0, lt=1)
     workers: int = knob(0, "loader processes; 0 = threads of this process", ge=0)
     cache_dir: str = knob("outputs/cache", "folder for trained tokenizers and tokenised documents")
 

@@ -16,7 +16,7 @@ from llm.train.specs import TrainerSpec
 class EvalSpec(Spec):
     """Held-out loss."""
 
-    every: int = knob(100, "steps between evaluations; there is always one at start and end", gt=0)
+    every: int = knob(150, "steps between evaluations; there is always one at start and end", gt=0)
     batches: int | None = knob(None, "at most this many batches each time; null takes all", gt=0)
 
 
@@ -24,7 +24,7 @@ class EvalSpec(Spec):
 class CheckpointSpec(Spec):
     """What is saved while training; there is always a checkpoint of the end."""
 
-    every: int = knob(100, "steps between checkpoints", gt=0)
+    every: int = knob(150, "steps between checkpoints", gt=0)
     keep: int = knob(2, "newest checkpoints that are kept", gt=0)
     keep_best: bool = knob(True, "keep the checkpoint with the lowest held-out loss as well")
 
@@ -33,8 +33,8 @@ class CheckpointSpec(Spec):
 class SamplesSpec(Spec):
     """Text sampled while training, to see what the model has learned."""
 
-    every: int | None = knob(200, "steps between samples; null draws none", gt=0)
-    prompts: list[str] = knob([""], "texts to go on from; an empty one starts a document")
+    every: int | None = knob(150, "steps between samples; null draws none", gt=0)
+    prompts: list[str] = knob(["", "def "], "texts to go on from; an empty one starts a document")
     max_new_tokens: int = knob(64, "tokens per sample", gt=0)
     temperature: float = knob(0.8, "0 takes the likeliest token", ge=0)
     top_p: float = knob(0.95, "sample from the likeliest tokens that hold this much", gt=0, le=1)

@@ -106,7 +106,7 @@ class OptimizerSpec(Spec):
 class AdamWSpec(OptimizerSpec):
     """AdamW (Loshchilov and Hutter 2019); weights decay, biases and norm scales do not."""
 
-    lr: float = knob(1e-3, "peak learning rate", gt=0)
+    lr: float = knob(2e-3, "peak learning rate", gt=0)
     b1: float = knob(0.9, "decay of the mean of gradients", ge=0, lt=1)
     b2: float = knob(0.95, "decay of the mean of squared gradients", ge=0, lt=1)
     eps: float = knob(1e-8, "added to the root of the mean square", gt=0)
