@@ -35,7 +35,7 @@ def replay_words(words: list[str]) -> list[str]:
     for word in words:
         if word in ("-m", "--multirun") or word.startswith("hydra.run.dir="):
             raise RefusedError(
-                f"resume={wanted[-1]} continues one run in its own folder; without {word}"
+                f"resume={wanted[-1]} goes on in that run's folder; leave {word} away"
             )
     old = [str(word) for word in OmegaConf.load(file)]
     new = [word for word in words if not word.startswith("resume=")]
@@ -72,10 +72,11 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
     # By way of a spec: an older run has not heard of keys that are newer than it.
     before = spec_from_json(json.loads(record.read_text(encoding="utf-8"))["specs"]).to_json()
     now = experiment.to_json()
-    if now["trainer"]["steps"] < before["trainer"]["steps"]:
+    steps, least = now["trainer"]["steps"], max(before["trainer"]["steps"], _steps_done(folder))
+    if steps < least:
         raise RefusedError(
-            f"trainer.steps={now['trainer']['steps']}: the run in {folder} was started with "
-            f"{before['trainer']['steps']}; they may grow but not shrink"
+            f"trainer.steps={steps}: the run in {folder} has {least} of them; they may grow but "
+            "not shrink"
         )
     for config in (now, before):
         for key in ("trainer.steps", *_FREE):
@@ -88,6 +89,12 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
             f"{key}={new}: the run in {folder} was started with {key}={old}; a continued run "
             "keeps its configuration (start a new one, with init_from if you want its weights)"
         )
+
+
+def _steps_done(folder: Path) -> int:
+    """Steps of the newest checkpoint: a continued run may have gone beyond its first plan."""
+    names = [path.name for path in (folder / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _run_folder(name: str) -> Path:

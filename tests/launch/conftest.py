@@ -42,11 +42,23 @@ def command(tmp_path: Path) -> Command:
 
 
 @pytest.fixture(scope="session")
-def composed() -> Iterator[Callable[..., DictConfig]]:
-    """Composes words as launch/main.py would."""
+def tree() -> Iterator[None]:
+    """Hydra knows where conf/ is."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield lambda *words, hydra=False: compose("main", [*words], return_hydra_config=hydra)
+        yield
+
+
+@pytest.fixture(scope="session")
+def composed(tree: None) -> Callable[..., DictConfig]:
+    """Composes words as launch/main.py would."""
+    return lambda *words, hydra=False: compose("main", [*words], return_hydra_config=hydra)
+
+
+@pytest.fixture(scope="session")
+def composed_generation(tree: None) -> Callable[..., DictConfig]:
+    """Composes words as launch/generate.py would."""
+    return lambda *words: compose("generate", [*words])
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ OURS = {
     "model=llama_tiny model.n_kv_heads=5 model.n_heads=8": (
         "model.n_kv_heads=5: must divide n_heads=8"
     ),
-    "model.n_heads=5": "model.n_heads=5: must divide d_model=384",
+    "model.d_model=384 model.n_heads=5": "model.n_heads=5: must divide d_model=384",
     "data.seq_len=4096": "data.seq_len=4096: longer than model.max_seq_len=1024",
     "hardware.micro_batch=3": (
         "data.batch_size=16: must be a multiple of 3, 3 rows (hardware.micro_batch) x 1 devices"

@@ -1,0 +1,160 @@
+"""No field that nobody reads: an option must do something.
+
+While a few tiny runs go through every kind of spec, each read of a spec's field is written down. A
+read counts if it is made by code that uses the value: not by what every spec does with all of its
+fields (checks, comparison, hashing, JSON).
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import jax
+import pytest
+
+from launch.config import SCHEMAS
+from launch.generate import main as generate_text
+from launch.help import CONF
+from launch.resume import check_run_folder
+from llm.core import machine
+from llm.core.hardware import HardwareSpec
+from llm.core.spec import RefusedError, Spec, knob
+from llm.data.sources import Skipped, open_source
+from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.models.specs import RopeScalingSpec
+from llm.report.specs import TrackerSpec
+from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
+from llm.train.run import run
+
+NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
+NESTED += [RopeScalingSpec]
+SPECS = {spec for specs in SCHEMAS.values() for spec in specs.values()} | set(NESTED)
+
+# To be read by launch/plan.py, which is not there yet.
+AWAITED = ["HardwareSpec.memory_gib"]
+
+Reads = set[tuple[type[Spec], str]]
+
+
+@contextmanager
+def watched() -> Iterator[Reads]:
+    """The fields that are read while this is open."""
+    reads: Reads = set()
+    original = Spec.__getattribute__
+
+    def watching(self: Spec, name: str) -> object:
+        if name in type(self).__dataclass_fields__ and _uses_it(sys._getframe(1)):
+            reads.add((type(self), name))
+        return original(self, name)
+
+    Spec.__getattribute__ = watching  # type: ignore[method-assign]
+    try:
+        yield reads
+    finally:
+        del Spec.__getattribute__
+
+
+def _uses_it(frame) -> bool:
+    while frame.f_code.co_name.startswith("<"):  # a comprehension acts for what surrounds it
+        if frame.f_code.co_filename == "<string>":  # __eq__ and __hash__ of a dataclass
+            return False
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    made_by_dataclasses = file == "<string>" or file.endswith("dataclasses.py")
+    of_every_spec = file.endswith("core/spec.py") or "jaxtyping" in file or "beartype" in file
+    return not (made_by_dataclasses or of_every_spec or frame.f_code.co_name == "check")
+
+
+def read_by_conf() -> Reads:
+    """The fields that conf/ itself refers to, such as `${trainer.name}` in the run's name."""
+    text = "".join(file.read_text() for file in CONF.rglob("*.yaml"))
+    references = re.findall(r"\$\{(\w+)\.(\w+)\}", text)
+    return {(spec, key) for group, key in references for spec in SCHEMAS.get(group, {}).values()}
+
+
+def unread(specs: set[type[Spec]], reads: Reads) -> list[str]:
+    return sorted(
+        f"{spec.__name__}.{field.name}"
+        for spec in specs
+        for field in dataclasses.fields(spec)
+        if (spec, field.name) not in reads
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lamp(Spec):
+    watts: int = knob(40, "power", gt=0)
+    colour: str = knob("white", "nobody asks")
+
+    def check(self) -> None:
+        assert self.colour
+
+
+def test_a_field_that_nobody_reads_is_found() -> None:
+    with watched() as reads:
+        lamp = Lamp()
+        assert lamp == lamp.replace(watts=40)
+        assert hash(lamp)
+        assert lamp.to_json()
+        assert unread({Lamp}, reads) == ["Lamp.colour", "Lamp.watts"]
+        assert [lamp.watts for _ in range(2)] == [40, 40]
+        assert unread({Lamp}, reads) == ["Lamp.colour"]
+    assert Lamp().colour
+    assert unread({Lamp}, reads) == ["Lamp.colour"]
+
+
+def test_every_field_of_every_spec_is_read(
+    composed_generation, experiment, tiny_words, tmp_path: Path, trained_run: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", MagicMock())
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(f'{{"body": "{i} def return self = 1"}}\n' for i in range(40)))
+    runs = [
+        [*tiny_words, "model.n_heads=2", "hardware=h100", "trainer/optimizer=adamw",
+         "trainer/schedule=warmup_cosine", "samples.every=2", "samples.max_new_tokens=2",
+         "tracker.mode=offline"],
+        [*tiny_words, "data=padded", "data.source=jsonl", f"data.path={lines}",
+         "data.text_field=body", "hardware=cpu", "model=llama_tiny", "model.n_heads=2",
+         "model.n_kv_heads=1", "model.d_mlp=16", "model.rope_scaling.factor=2",
+         "trainer/optimizer=muon", "trainer/schedule=warmup_stable_decay"],
+    ]  # fmt: skip
+    with watched() as reads:
+        for number, words in enumerate(runs):
+            spec = experiment(*words)
+            folder = tmp_path / str(number)
+            check_run_folder(spec, folder)
+            run(spec, folder)
+        for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
+            words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]
+            trainer = experiment(*words).trainer
+            trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
+        generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
+        read_a_dataset(tmp_path, monkeypatch)
+        look_for_a_gpu(monkeypatch)
+    reads |= read_by_conf()
+    assert unread(SPECS, reads) == AWAITED
+
+
+def read_a_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source of the Hugging Face library, its way to the network cut short."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    source = open_source(SourceSpec(source="hf", path="org/name"), folder)
+    assert source.size is None
+    assert [document.text for document in source.documents(Skipped())] == ["a", "b"]
+
+
+def look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU, but not the one that is asked for."""
+    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA RTX A6000")
+    monkeypatch.setattr(machine, "gpu_expected", lambda: True)
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    with pytest.raises(RefusedError, match="not a H100"):
+        machine.claim(HardwareSpec(device="gpu", device_kind="H100", require=True))
