@@ -28,10 +28,11 @@ def command(tmp_path: Path) -> Command:
         *words: str, script: str = "main.py", cwd: Path = tmp_path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA_", "WANDB_"))}
+        settings = {"WANDB_MODE": "disabled", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
         return subprocess.run(
             [sys.executable, str(ROOT / "launch" / script), *words],
             cwd=cwd,
-            env={**inherited, "WANDB_MODE": "disabled", "COLUMNS": "200", **environment},
+            env={**inherited, **settings, **environment},
             capture_output=True,
             text=True,
             timeout=300,

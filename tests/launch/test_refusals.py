@@ -50,7 +50,7 @@ OURS = {
     "trainer.optimizer.lr=inf": "trainer.optimizer.lr=inf: expected a finite number",
     "trainer.optimizer.lr=0": "trainer.optimizer.lr=0.0: expected a number greater than 0",
     "trainer.steps=0": "trainer.steps=0: expected a number greater than 0",
-    "trainer.schedule.warmup_steps=600": (
+    "trainer.steps=600 trainer.schedule.warmup_steps=600": (
         "trainer.schedule.warmup_steps=600: must be less than steps=600"
     ),
     "hardware.compute_dtype=fp8": (
@@ -61,22 +61,28 @@ OURS = {
         "model.n_kv_heads=5: must divide n_heads=8"
     ),
     "model.d_model=384 model.n_heads=5": "model.n_heads=5: must divide d_model=384",
-    "data.seq_len=4096": "data.seq_len=4096: longer than model.max_seq_len=1024",
-    "hardware.micro_batch=3": (
+    "data.seq_len=4096 model.max_seq_len=1024": (
+        "data.seq_len=4096: longer than model.max_seq_len=1024"
+    ),
+    "data.batch_size=16 hardware.micro_batch=3": (
         "data.batch_size=16: must be a multiple of 3, 3 rows (hardware.micro_batch) x 1 devices"
     ),
     "data.batch_size=6 hardware.fsdp=4": (
         "data.batch_size=6: must be a multiple of 4, 1 rows (hardware.micro_batch) x 4 devices"
     ),
-    "model.vocab_size=300": "model.vocab_size=300: smaller than data.tokenizer.vocab_size=4096;",
-    "samples.max_new_tokens=1024": (
+    "model.vocab_size=300 data.tokenizer.vocab_size=4096": (
+        "model.vocab_size=300: smaller than data.tokenizer.vocab_size=4096;"
+    ),
+    "samples.every=1 samples.max_new_tokens=1024 model.max_seq_len=1024": (
         "samples.max_new_tokens=1024: must be less than model.max_seq_len=1024"
     ),
     "data.source=text": "data.path: source=text needs one (a file, folder or glob)",
     "data.path=abc": "data.path=abc: source=stdlib reads the running Python's own library",
     "data.mixture=[{source:text}]": "data.mixture[0].path: source=text needs one",
     "data.tokenizer.vocab_size=100": "data.tokenizer.vocab_size=100: expected a number greater",
-    "data=padded data.buckets=[512]": "data.buckets=[512]: longer than seq_len=256",
+    "data=padded data.seq_len=256 data.buckets=[512]": (
+        "data.buckets=[512]: longer than seq_len=256"
+    ),
 }
 # Known before anything is created too, but not from the specs alone.
 HERE = {

@@ -54,7 +54,9 @@ class TestWords:
 
 
 class TestSameExperiment:
-    START = ("trainer.steps=30", "model.n_layers=2")
+    START = (
+        "trainer.steps=30", "trainer.optimizer.lr=0.001", "model.n_layers=2", "data.batch_size=16",
+    )  # fmt: skip
 
     @pytest.fixture
     def begun(self, experiment, tmp_path: Path) -> Path:
@@ -100,7 +102,7 @@ class TestSameExperiment:
         self, experiment, begun: Path
     ) -> None:
         (begun / "checkpoints" / "40").mkdir(parents=True)
-        with pytest.raises(RefusedError, match="trainer.steps=35: the run in .* has 40 of them"):
+        with pytest.raises(RefusedError, match=r"steps=35: the run in .* has 40 of them"):
             check_run_folder(experiment(*self.START, "resume=true", "trainer.steps=35"), begun)
 
     def test_a_run_older_than_a_key_can_go_on(self, experiment, begun: Path) -> None:
