@@ -219,14 +219,22 @@ class RefuseEarly(Callback):
         try:
             experiment = spec_from_config(config, ExperimentSpec)
             check_run_folder(experiment, Path(config.hydra.run.dir))
-            _check_what_is_installed(experiment)
+            _check_what_is_there(experiment)
         except RefusedError as error:
             # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(error)
 
 
-def _check_what_is_installed(experiment: ExperimentSpec) -> None:
-    """What specs alone cannot tell: whether the device is there, and optax has that optimizer."""
+def _check_what_is_there(experiment: ExperimentSpec) -> None:
+    """What specs alone cannot tell: are files and device there, is the optimizer known to optax?"""
+    for source in experiment.data.sources:
+        if source.source in ("text", "jsonl", "parquet") and source.path is not None:
+            from llm.data.sources import find_files
+
+            try:
+                find_files(source.path, None)
+            except RefusedError as error:
+                raise RefusedError(f"data.{error}") from None
     optimizer = experiment.trainer.optimizer
     if isinstance(optimizer, OptaxSpec):
         from llm.train.optimizers import find_optax

@@ -88,9 +88,11 @@ class Machine:
         return max(s.get("peak_bytes_in_use", 0) for s in stats) / GIB
 
     def memory_gib(self) -> float | None:
-        """Memory of one device, from the profile or the device; None if it is not known."""
+        """Memory of one device, or of the host for a CPU; None if it is not known."""
         if self.spec.memory_gib is not None:
             return self.spec.memory_gib
+        if self.device.platform == "cpu":
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         limit = (self.device.memory_stats() or {}).get("bytes_limit")
         return limit / GIB if limit else None
 

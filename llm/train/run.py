@@ -165,7 +165,7 @@ class _Run:
     def _report(self, parent: dict[str, Any] | None, restored: Restored | None) -> RunReport:
         experiment = self.experiment
         config = experiment.to_json()
-        devices = self.machine.device_names()
+        devices, memory = self.machine.device_names(), self.machine.memory_gib()
         lineage = {"parent": parent, "data": self.data.fingerprint}
         record = self.folder / "run.json"
         begun = read_json(record) if record.exists() else None
@@ -197,9 +197,11 @@ class _Run:
                 parent=parent,
                 tracker_id=report.tracker_id,
                 parameters=self._n_params(),
+                memory_gib=memory,
             )
             (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_hf_json(), "utf-8")
-        report.say(f"{self.model.name}: {self._n_params():,} parameters on {', '.join(devices)}")
+        where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
+        report.say(f"{self.model.name}: {self._n_params():,} parameters on {where}")
         return report
 
     def _n_params(self) -> int:
