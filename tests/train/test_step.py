@@ -22,10 +22,16 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
     optimizer = optimizer or AdamWSpec(lr=1e-2)
     schedule = ConstantSpec(warmup_steps=0).build(optimizer.lr, 100)
     transform = optimizer.build(optax.constant_schedule)
-    options = {"micro_batches": 1, "grad_clip": 1.0, "ema_decay": None, "remat": "none"} | changes
+    options = {
+        "micro_batches": 1,
+        "compute_dtype": "float32",
+        "grad_clip": 1.0,
+        "ema_decay": None,
+        "remat": "none",
+    } | changes
     stepper = Stepper(
         model=model, objective=NextToken(16, 0.0, 0.0), optimizer=transform, schedule=schedule,
-        seed=0, compute_dtype="float32", **options,
+        seed=0, **options,
     )  # fmt: skip
     factory = StateFactory(
         model=model, optimizer=transform, seed=0, use_ema=options["ema_decay"] is not None,

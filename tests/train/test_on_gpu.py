@@ -1,0 +1,49 @@
+"""What runs on a GPU: lowered for one here, and run on one where there is one.
+
+`LERNAEAN_TEST_PLATFORM=cuda pytest -m gpu` on a machine with a GPU runs the second half.
+"""
+
+import jax
+import numpy as np
+import pytest
+from test_step import MODEL, batch, parts
+
+from llm.generate.decode import _generate
+from llm.models.specs import GPTSpec
+
+GPT = GPTSpec(vocab_size=64, max_seq_len=32, n_layers=2, d_model=32, n_heads=4, dropout=0.1)
+
+
+@pytest.mark.parametrize("model", [GPT, MODEL], ids=["gpt", "llama"])
+def test_the_step_lowers_for_cuda(model) -> None:
+    stepper, factory = parts(model, compute_dtype="bfloat16", micro_batches=2)
+    trace = jax.jit(stepper.train_step, donate_argnums=0).trace(factory.fresh(), batch())
+    text = trace.lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    in_bf16 = [line for line in products if "bf16" in line]
+    assert products and len(in_bf16) == len(products)  # no product was left in fp32 by accident
+
+
+@pytest.mark.parametrize("model", [GPT, MODEL], ids=["gpt", "llama"])
+def test_generation_lowers_for_cuda(model) -> None:
+    _, factory = parts(model)
+    arguments = (
+        factory.fresh().params, np.zeros((2, 8), np.int32), np.full(2, 8, np.int32),
+        jax.random.key(0), np.zeros(1, np.int32), 4, 0.8, 0.9, "bfloat16",
+    )  # fmt: skip
+    text = _generate.trace(model, *arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.while" in text and "bf16" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", [GPT, MODEL], ids=["gpt", "llama"])
+def test_a_gpu_computes_what_the_cpu_computes(model) -> None:
+    losses = {}
+    for platform in ("cpu", "gpu"):
+        with jax.default_device(jax.devices(platform)[0]):
+            stepper, factory = parts(model)
+            state, step = factory.fresh(), jax.jit(stepper.train_step)
+            for seed in range(3):
+                state, metrics = step(state, batch(seed=seed))
+            losses[platform] = float(metrics["train/loss"])
+    assert losses["gpu"] == pytest.approx(losses["cpu"], rel=1e-3)
