@@ -153,19 +153,19 @@ def test_rematerialisation_changes_no_gradient(spec, remat: str) -> None:
         np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4)
 
 
-def test_remat_saves_memory() -> None:
+def test_remat_keeps_less_for_the_backward_pass() -> None:
     spec = SPECS["llama"].replace(n_layers=8)
     params, _ = make(spec)
 
-    def temporaries(policy: str) -> int:
+    def kept(policy: str) -> int:
         def loss(p):
             return jnp.square(bind(spec, p, remat=policy)(tokens(8, 48))[0]).sum()
 
-        text = jax.jit(jax.grad(loss)).lower(params).compile()
-        return text.memory_analysis().temp_size_in_bytes
+        pullback = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+        return sum(x.size for x in jax.tree.leaves(pullback))
 
-    none, dots, block = map(temporaries, ("none", "dots", "block"))
-    assert block < dots < none
+    none, dots, block = map(kept, ("none", "dots", "block"))
+    assert 2 * block < dots < 0.8 * none
 
 
 def test_dropout_is_off_without_keys_and_of_each_row_alone() -> None:
