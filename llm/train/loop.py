@@ -79,10 +79,10 @@ class Loop:
         cursor: dict[str, Any] | None = None
         try:
             for step in range(first, self.total + 1):
+                cursor = source.cursor()  # before anything can fail: it belongs to this state
                 self._evaluate_if_due(step, state)
                 self._sample_if_due(step, state)
                 stopping = self.stop()
-                cursor = source.cursor()
                 if stopping or step == self.total or (step % self.save_every == 0 and step > first):
                     self._save(step, state, cursor)
                 if stopping or step == self.total:

@@ -22,7 +22,7 @@ from llm.hub.sources import find_checkpoint
 from llm.models.specs import ModelSpec
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
-from llm.report.run_files import note_resume, write_run
+from llm.report.run_files import note_resume, now, write_result, write_run
 from llm.report.run_report import RunReport, SilentReport
 from llm.train.compiled import Compiled
 from llm.train.evaluate import evaluate
@@ -83,19 +83,23 @@ class _Run:
         self.stop = stop
 
     def go(self) -> Outcome:
-        with self.ledger("prepare"):
-            self.machine = claim(self.experiment.hardware)
-            if self.machine.note:
-                logger.warning(self.machine.note)
-            self.data = self.experiment.data.build(
-                self.experiment.seed, jax.process_index(), jax.process_count()
-            )
-            self.model = _with_vocabulary(self.experiment.model, self.data)
-            factory = self._factory()
-            checkpoints = self._checkpoints()
-            restored = checkpoints.restore_newest(factory.template())
-            parent, state = self._first_state(factory, restored)
-            report = self._report(parent, restored)
+        try:
+            with self.ledger("prepare"):
+                self.machine = claim(self.experiment.hardware)
+                if self.machine.note:
+                    logger.warning(self.machine.note)
+                self.data = self.experiment.data.build(
+                    self.experiment.seed, jax.process_index(), jax.process_count()
+                )
+                self.model = _with_vocabulary(self.experiment.model, self.data)
+                factory = self._factory()
+                checkpoints = self._checkpoints()
+                restored = checkpoints.restore_newest(factory.template())
+                parent, state = self._first_state(factory, restored)
+                report = self._report(parent, restored, _count(state.params))
+        except Exception as error:
+            self._note_failure(error)
+            raise
         try:
             loop, source = self._loop(checkpoints, report, restored, parent)
             state, status = loop.run(state, source)
@@ -116,6 +120,15 @@ class _Run:
             loop.progress.eval_metrics.get("eval/loss"),
             self.stop.left_behind,
         )
+
+    def _note_failure(self, error: Exception) -> None:
+        """Before there is a report: say in result.json why there is no run."""
+        if not (self.folder / "result.json").exists():
+            record = {"type": type(error).__name__, "message": str(error)}
+            write_result(
+                self.folder, status="failed", step=0, tokens=0, started=now(), final={}, best={},
+                ledger=self.ledger.totals(), error=record,
+            )  # fmt: skip
 
     def _schedule(self, peak: float) -> Any:
         trainer = self.experiment.trainer
@@ -162,7 +175,9 @@ class _Run:
         parent = {"checkpoint": str(source), "step": meta["step"], "run": meta["run"]}
         return parent, factory.from_weights(weights)
 
-    def _report(self, parent: dict[str, Any] | None, restored: Restored | None) -> RunReport:
+    def _report(
+        self, parent: dict[str, Any] | None, restored: Restored | None, n_params: int
+    ) -> RunReport:
         experiment = self.experiment
         config = experiment.to_json()
         devices, memory = self.machine.device_names(), self.machine.memory_gib()
@@ -196,17 +211,13 @@ class _Run:
                 data=self.data.fingerprint,
                 parent=parent,
                 tracker_id=report.tracker_id,
-                parameters=self._n_params(),
+                parameters=n_params,
                 memory_gib=memory,
             )
             (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_hf_json(), "utf-8")
         where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
-        report.say(f"{self.model.name}: {self._n_params():,} parameters on {where}")
+        report.say(f"{self.model.name}: {n_params:,} parameters on {where}")
         return report
-
-    def _n_params(self) -> int:
-        shapes = self._factory().template().params
-        return _count(shapes)
 
     def _loop(
         self,

@@ -13,6 +13,7 @@ from llm.core.spec import RefusedError
 from llm.data.loader import Loader
 from llm.hub.checkpoints import checkpoint_folder
 from llm.hub.sources import find_checkpoint
+from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.run import run
@@ -145,6 +146,33 @@ def test_a_crash_outside_the_step_saves_first(experiment, tmp_path: Path, monkey
     record = result(tmp_path)
     assert record["status"] == "failed" and record["error"]["message"] == "disk gone"
     assert checkpoint_folder(tmp_path).name == "6"
+
+
+def test_a_crash_in_an_evaluation_saves_state_and_cursor_of_one_step(
+    experiment, tmp_path: Path, monkeypatch
+) -> None:
+    spec = experiment()
+    run(spec, tmp_path / "unbroken")
+    log = RunReport.log
+
+    def fail(self, step, tokens, metrics):
+        if step == 8 and "eval/loss" in metrics:
+            raise OSError("no space left")
+        log(self, step, tokens, metrics)
+
+    monkeypatch.setattr(RunReport, "log", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run(spec, tmp_path / "broken")
+    monkeypatch.undo()
+    assert checkpoint_folder(tmp_path / "broken").name == "8"
+    run(spec.replace(resume="true"), tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_failure_before_training_is_written_down(experiment, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="no such file"):
+        run(experiment(data={"path": "nowhere"}), tmp_path)
+    assert "no such file" in result(tmp_path)["error"]["message"]
 
 
 def test_divergence_fails_the_run_and_keeps_what_was_good(experiment, tmp_path: Path) -> None:
