@@ -1,6 +1,5 @@
 """A tiny experiment on a tiny corpus: a run takes seconds."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -62,16 +61,3 @@ def experiment(shared: Path):
         )
 
     return build
-
-
-def events(folder: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k != "time" and not k.startswith("perf/")}
-        for line in lines
-    ]
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())

@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from conftest import events, result
+from run_folders import assert_same_run, events, result
 
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError
@@ -21,25 +19,6 @@ from llm.train.specs import AdamWSpec
 from llm.train.step import Stepper
 from llm.train.step_report import DivergedError
 from llm.train.stopping import StopSignal
-
-
-def weights(folder: Path) -> list[np.ndarray]:
-    """Every array of the newest checkpoint: weights, optimizer state, step."""
-    import orbax.checkpoint as ocp
-
-    state = (checkpoint_folder(folder) / "state").absolute()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(state).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    assert len(jax.tree.leaves(restored)) > 10
-    return jax.tree.leaves(restored)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert events(one) == events(other)
-    for a, b in zip(weights(one), weights(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture

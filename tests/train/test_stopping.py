@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import result
-from test_run import assert_same_run
+from run_folders import assert_same_run, result
 
 import llm.generate.decode
 import llm.train.run
