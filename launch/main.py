@@ -15,11 +15,20 @@ from launch.config import refuse, spec_from_config, start, start_logging
 from launch.resume import check_run_folder, replay_words
 from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
+from llm.train.stopping import StopSignal
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="main")
 def main(cfg: DictConfig) -> float | None:
     """Run one job; the return value is what a sweeper minimises: the last held-out loss."""
+    with StopSignal() as stop:  # first of all: the imports of a run take seconds
+        outcome = _run(cfg, stop)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            stop.ignore()  # all is saved: a signal has nothing left to stop but the exit status
+    return outcome
+
+
+def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
     from llm.train.run import run
 
     start_logging()
@@ -32,7 +41,7 @@ def main(cfg: DictConfig) -> float | None:
             tracker = experiment.tracker.replace(group=folder.parent.name)
             experiment = experiment.replace(tracker=tracker)
         check_run_folder(experiment, folder)
-        outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task))
+        outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
         if sweeping:  # the other jobs run; `start` reports this one after them
             raise

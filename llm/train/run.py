@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,13 @@ class Outcome:
     """A compilation still runs: the process must end with `os._exit`."""
 
 
-def run(experiment: ExperimentSpec, folder: Path, *, overrides: Sequence[str] = ()) -> Outcome:
+def run(
+    experiment: ExperimentSpec,
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    stop: StopSignal | None = None,
+) -> Outcome:
     """Run (or continue) an experiment in its folder.
 
     Args:
@@ -54,6 +61,7 @@ def run(experiment: ExperimentSpec, folder: Path, *, overrides: Sequence[str] = 
         folder: the run's folder; created if missing. If it holds a run already, `resume` must say
             so in the spec, and training goes on from its newest good checkpoint.
         overrides: the words of the command line, for run.json.
+        stop: an open one, if the caller catches signals already.
 
     Raises:
         RefusedError: something cannot work; nothing was trained.
@@ -61,8 +69,8 @@ def run(experiment: ExperimentSpec, folder: Path, *, overrides: Sequence[str] = 
     """
     ledger = Ledger()
     folder.mkdir(parents=True, exist_ok=True)
-    with StopSignal() as stop:
-        return _Run(experiment, folder, tuple(overrides), ledger, stop).go()
+    with nullcontext(stop) if stop else StopSignal() as signals:
+        return _Run(experiment, folder, tuple(overrides), ledger, signals).go()
 
 
 class _Run:

@@ -57,6 +57,11 @@ class StopSignal:
         """Ask for a stop from within the program."""
         self._requested.set()
 
+    def ignore(self) -> None:
+        """From now on signals do nothing, also after this object is closed."""
+        if self._previous:
+            self._previous = dict.fromkeys(self._previous, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         # os.write, not logging: a logger's lock may be held by the code we interrupted.
