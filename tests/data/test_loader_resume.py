@@ -172,8 +172,8 @@ if __name__ == "__main__":
     loader = spec_from_json(json.loads(sys.argv[1])).build(seed=0).batches()
     next(loader)
     import multiprocessing
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     try:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         while True:
             next(loader)
             time.sleep(0.05)
