@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C at any moment end in a saved checkpoint; SIGKILL costs at most some steps."""
 
+import json
 import os
 import random
 import signal
@@ -99,7 +100,7 @@ def command(shared: Path, folder: Path) -> list[str]:
         "resume=true", f"hydra.run.dir={folder}", "debug=fast", "tracker.mode=disabled",
         "data.source=text", f"data.path={shared / 'corpus'}", f"data.cache_dir={shared / 'cache'}",
         "data.tokenizer.vocab_size=300", "data.seq_len=32", "data.eval_fraction=0.1",
-        "trainer.steps=200", "eval.every=50", "checkpoint.every=20", "samples.every=100",
+        "trainer.steps=600", "eval.every=100", "checkpoint.every=50", "samples.every=300",
         f"hardware.compilation_cache={shared / 'xla'}", "hardware.peak_tflops=0.1",
         "hardware.micro_batch=2", "data.workers=1",
     ]  # fmt: skip
@@ -116,29 +117,38 @@ def said_by(folder: Path) -> Path:
     return folder.with_suffix(".stderr")
 
 
+def steps_done(folder: Path) -> int:
+    """Step of the last whole line of metrics.jsonl."""
+    if not (folder / "metrics.jsonl").exists():
+        return -1
+    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else -1
+
+
 def test_kills_at_random_moments(shared: Path, tmp_path: Path) -> None:
-    first = start(shared, tmp_path / "unbroken")
-    began = time.monotonic()
-    assert first.wait() == 0, said_by(tmp_path / "unbroken").read_text()
-    length = time.monotonic() - began
+    broken, said = tmp_path / "broken", said_by(tmp_path / "broken")
     rng = random.Random(KILLS)
     for kill in range(KILLS):
-        said = said_by(tmp_path / "broken")
-        before = said.stat().st_size if said.exists() else 0
-        process = start(shared, tmp_path / "broken")
-        time.sleep(rng.uniform(0.3, 1.1) * length / (1 if kill % 2 else 2))
-        number = signal.SIGKILL if kill % 3 == 2 else signal.SIGTERM
+        number = signal.SIGKILL if kill % 3 == 1 else signal.SIGTERM
+        before, words = steps_done(broken), said.stat().st_size if said.exists() else 0
+        process = start(shared, broken)
+        if kill % 2:  # some seconds after the start: importing, restoring, compiling
+            time.sleep(rng.uniform(0, 5))
+        else:  # some steps on: training, evaluating, saving, sampling
+            target = before + rng.randint(1, 20)
+            while process.poll() is None and steps_done(broken) < target:
+                time.sleep(0.01)
+        assert process.poll() is None, said.read_text()  # it was still at work
         process.send_signal(number)
         code = process.wait()
         # Before the job begins (Hydra composes, nothing was said) Python ends as it always does.
-        early = code == -signal.SIGTERM and said.stat().st_size == before
-        assert code == 0 or number == signal.SIGKILL or early, said.read_text()
-        if (tmp_path / "broken" / "result.json").exists() and code == 0:
-            assert result(tmp_path / "broken")["status"] in ("stopped", "finished")
-    last = start(shared, tmp_path / "broken")
-    assert last.wait() == 0, said_by(tmp_path / "broken").read_text()
-    assert result(tmp_path / "broken")["status"] == "finished"
-    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+        early = code == -signal.SIGTERM and said.stat().st_size == words
+        assert code == (0 if number == signal.SIGTERM else -number) or early, said.read_text()
+        if code == 0:
+            assert result(broken)["status"] == "stopped"
+    processes = [start(shared, folder) for folder in (broken, tmp_path / "unbroken")]
+    assert [process.wait() for process in processes] == [0, 0], said.read_text()
+    assert_same_run(tmp_path / "unbroken", broken)
 
 
 def test_a_second_signal_quits_at_once(shared: Path, tmp_path: Path) -> None:
