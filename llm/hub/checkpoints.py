@@ -7,7 +7,6 @@ was not finished does not count.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,25 +81,44 @@ class Checkpoints:
         )
 
     def restore_newest(self, template: Any) -> Restored | None:
-        """The newest checkpoint that can be read; None if there is none.
+        """The newest checkpoint that can be read; None if the folder holds none at all.
 
         Newer ones that cannot be read are moved out of the way, to `unreadable/` beside the folder:
         the run will save these steps anew.
 
         Args:
             template: pytree of `jax.ShapeDtypeStruct` (with sharding) shaped like what was saved.
+
+        Raises:
+            RefusedError: there are checkpoints and none fits. None is moved then: more likely the
+                model is another one than that all of them are damaged.
         """
+        failures: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                return self.restore(step, template)
-            except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-                aside = self._folder.parent / "unreadable" / f"{step}-{time.time_ns()}"
-                aside.parent.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(aside)
-                self._manager.reload()
-                reason = str(error).splitlines()[0]
-                logger.warning("Checkpoint {} cannot be read, moved to {}: {}", step, aside, reason)
+                restored = self.restore(step, template)
+            except (OSError, ValueError, KeyError) as error:
+                failures[step] = str(error).splitlines()[0]
+                continue
+            self._set_aside(failures)
+            return restored
+        if failures:
+            newest = max(failures)
+            raise RefusedError(
+                f"{self._folder}: none of {len(failures)} checkpoints can be read into this model; "
+                f"step {newest}: {failures[newest]}"
+            )
         return None
+
+    def _set_aside(self, failures: dict[int, str]) -> None:
+        """Move checkpoints that cannot be read out of the way, and say so."""
+        for step, reason in failures.items():
+            aside = self._folder.parent / "unreadable" / f"{step}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside)
+            logger.warning("Checkpoint {} cannot be read, moved to {}: {}", step, aside, reason)
+        if failures:
+            self._manager.reload()
 
     def restore(self, step: int, template: Any) -> Restored:
         """Read one checkpoint into arrays placed as `template` says."""

@@ -9,7 +9,7 @@ from run_folders import assert_same_run, events, result
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError
 from llm.data.loader import Loader
-from llm.hub.checkpoints import checkpoint_folder
+from llm.hub.checkpoints import Checkpoints, checkpoint_folder
 from llm.hub.sources import find_checkpoint
 from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
@@ -109,6 +109,17 @@ def test_an_unreadable_checkpoint_is_passed_over(experiment, tmp_path: Path) -> 
             file.write_bytes(b"broken")
     run(spec.replace(resume="true"), tmp_path / "broken")
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_if_no_checkpoint_fits_none_is_touched(experiment, tmp_path: Path) -> None:
+    run(experiment(), tmp_path)
+    before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    template = {"params": {"w": jax.ShapeDtypeStruct((3,), np.float32)}}
+    with pytest.raises(RefusedError, match=r"none of 3 checkpoints can be read"):
+        checkpoints.restore_newest(template)
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
 
 
 def test_a_crash_outside_the_step_saves_first(experiment, tmp_path: Path, monkeypatch) -> None:
