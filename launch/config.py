@@ -214,7 +214,7 @@ class RefuseEarly(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the run's folder."""
-        from launch.resume import check_run_folder
+        from llm.train.run_folder import check_run_folder
 
         try:
             experiment = spec_from_config(config, ExperimentSpec)

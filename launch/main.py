@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from launch.config import refuse, spec_from_config, start, start_logging
-from launch.resume import check_run_folder, replay_words
+from launch.resume import replay_words
 from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
 from llm.train.stopping import StopSignal
@@ -40,7 +40,6 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         if sweeping and experiment.tracker.group is None:
             tracker = experiment.tracker.replace(group=folder.parent.name)
             experiment = experiment.replace(tracker=tracker)
-        check_run_folder(experiment, folder)
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
         if sweeping:  # the other jobs run; `start` reports this one after them

@@ -27,7 +27,7 @@ def generate(
     params: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    seed: int,
+    key: Key[Array, ""],
     max_new_tokens: int,
     temperature: float = 0.8,
     top_p: float = 1.0,
@@ -36,14 +36,14 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt.
 
-    Row r draws its tokens with keys made of (seed, r, position), so a continuation does not depend
+    Row r draws its tokens with keys made of (key, r, position), so a continuation does not depend
     on what else is in the batch.
 
     Args:
         spec: what the model is made of.
         params: its weights.
         prompts: token ids, one or more per prompt.
-        seed: all randomness follows from it.
+        key: all randomness follows from it.
         max_new_tokens: length of the longest continuation.
         temperature, top_p: see `sample_token`.
         stop_ids: a continuation ends with (and includes) the first of these.
@@ -56,7 +56,11 @@ def generate(
         RefusedError: an empty prompt, ids that are no tokens, more tokens than the model can see,
             or a setting out of bounds.
     """
-    _check(spec, prompts, max_new_tokens, temperature, top_p)
+    check_prompts(spec, prompts, max_new_tokens)
+    if not temperature >= 0:
+        raise RefusedError(f"temperature={temperature}: expected 0 or more")
+    if not 0 < top_p <= 1:
+        raise RefusedError(f"top_p={top_p}: expected more than 0 and at most 1")
     longest, limit = max(map(len, prompts)), spec.max_seq_len
     width = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, limit - max_new_tokens)
     tokens_BT = np.zeros((len(prompts), width), np.int32)
@@ -68,7 +72,7 @@ def generate(
         params,
         tokens_BT,
         lengths_B,
-        jax.random.key(seed),
+        key,
         np.resize([*stop_ids, -1], max(_STOP_IDS, len(stop_ids) + 1)).astype(np.int32),
         max_new_tokens,
         temperature,
@@ -78,15 +82,16 @@ def generate(
     return [row[:n].tolist() for row, n in zip(np.asarray(new_BT), counts_B.tolist(), strict=True)]
 
 
-def _check(
-    spec: ModelSpec,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-) -> None:
+def check_prompts(spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuse prompts that cannot be continued by so many tokens.
+
+    Raises:
+        RefusedError: an empty prompt, an id that is no token, or more than the model can see.
+    """
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise RefusedError("every prompt needs at least one token")
+    if max_new_tokens < 1:
+        raise RefusedError(f"max_new_tokens={max_new_tokens}: expected at least 1")
     check_ids(spec, (index for prompt in prompts for index in prompt))
     longest = max(map(len, prompts))
     if longest + max_new_tokens > spec.max_seq_len:
@@ -94,12 +99,6 @@ def _check(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
             f"{spec.max_seq_len} that the model sees"
         )
-    if max_new_tokens < 1:
-        raise RefusedError(f"max_new_tokens={max_new_tokens}: expected at least 1")
-    if not temperature >= 0:
-        raise RefusedError(f"temperature={temperature}: expected 0 or more")
-    if not 0 < top_p <= 1:
-        raise RefusedError(f"top_p={top_p}: expected more than 0 and at most 1")
 
 
 def check_ids(spec: ModelSpec, ids: Iterable[int]) -> None:

@@ -76,7 +76,7 @@ class LanguageModel:
             self.spec,
             self.params,
             ids,
-            seed=seed,
+            key=jax.random.key(seed),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

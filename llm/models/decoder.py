@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from llm.core.hardware import REMAT_POLICIES
 from llm.models.attention import TokenIndex, attention
 from llm.models.cache import KVCache, write
-from llm.models.specs import REMAT_POLICIES, ModelSpec
-
-LayerCache = tuple[Array, Array]
+from llm.models.specs import ModelSpec
 
 
 class Decoder(nnx.Module):
@@ -35,19 +35,19 @@ class Decoder(nnx.Module):
         self.spec = spec
         self.remat = remat
 
+    @abc.abstractmethod
     def embed(
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Token (and, where the model has one, position) embedding."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def block_arguments(self, positions_BT: Int[Array, "B T"]) -> dict[str, Any]:
         """What every block needs and is made once per pass."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def head_VD(self) -> Float[Array, "V D"]:
         """The output projection, one row per token of the vocabulary."""
-        raise NotImplementedError
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """fp32 scores over the vocabulary. For training use the chunked cross-entropy instead."""

@@ -7,6 +7,7 @@ G = N / K queries per key/value head, H head_dim, F hidden size of the MLP, V vo
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
     from llm.models.gpt import GPT
     from llm.models.llama import Llama
 
-REMAT_POLICIES = ("none", "block", "dots")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec(Spec):
+class ModelSpec(Spec, abc.ABC):
     """What every decoder has."""
 
     name: str = knob(doc="name of the model, used in the names of runs")
@@ -34,15 +33,16 @@ class ModelSpec(Spec):
     init_std: float = knob(0.02, "standard deviation of the initial weights", gt=0)
 
     @property
+    @abc.abstractmethod
     def kv_heads(self) -> int:
         """Key/value heads."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def head_size(self) -> int:
         """Width of one head."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build(self, key: jax.Array, *, remat: str = "none") -> GPT | Llama:
         """Make the Flax module with freshly drawn fp32 weights.
 
@@ -51,12 +51,11 @@ class ModelSpec(Spec):
             remat: what the backward pass recomputes: `none`, `block` (all but the block's input)
                 or `dots` (all but the results of matrix products).
         """
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def n_matmul_params(self) -> int:
         """Weights that take part in a matrix product for each token, the head included."""
-        raise NotImplementedError
 
     def flops_per_token(self, seq_len: int) -> int:
         """Floating point operations to train on one token: forward and backward.

@@ -163,34 +163,6 @@ class RunReport:
         )  # fmt: skip
 
 
-class SilentReport(RunReport):
-    """Reports nothing: for all processes but the first of a run on several hosts."""
-
-    def __init__(self, tracker_id: str = "") -> None:
-        self.folder, self.tracker_id = Path(), tracker_id
-
-    def log(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def samples(
-        self, step: int, tokens: int, prompts: Sequence[str], completions: Sequence[str]
-    ) -> None:
-        """Do nothing."""
-
-    def say(self, message: str) -> None:
-        """Do nothing."""
-
-    def finish(
-        self,
-        status: Status,
-        *,
-        error: BaseException | str | None = None,
-        ledger: Mapping[str, float] | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Do nothing."""
-
-
 def _evaluation_line(step: int, metrics: Mapping[str, float], best: bool) -> str:
     words = [f"step {step:,}: eval loss {metrics['eval/loss']:.4f}"]
     if "eval/bits_per_byte" in metrics:

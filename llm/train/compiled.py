@@ -20,11 +20,6 @@ class Compiled:
         self._ledger = ledger
         self._programs: dict[Any, Any] = {}
 
-    @property
-    def programs(self) -> int:
-        """Programs compiled so far."""
-        return len(self._programs)
-
     def ready(self, *args: Any) -> bool:
         """Is there a program for the shapes of the last argument?"""
         return _shapes(args[-1]) in self._programs

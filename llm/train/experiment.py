@@ -57,7 +57,17 @@ class ExperimentSpec(Spec):
     samples: SamplesSpec = knob(SamplesSpec(), "text sampled while training")
     tracker: TrackerSpec = knob(TrackerSpec(), "Weights & Biases")
 
+    @property
+    def resumes(self) -> bool:
+        """Continue the run that the folder holds, if it holds one."""
+        return self.resume is not None and self.resume.lower() == "true"
+
     def check(self) -> None:  # noqa: D102
+        if self.resume is not None and self.resume.lower() not in ("true", "false"):
+            raise RefusedError(
+                f"resume={self.resume}: a run folder must be named on the command line of "
+                "launch/main.py; here only true or false make sense"
+            )
         data, model, hardware = self.data, self.model, self.hardware
         if not self.name.strip() or "/" in self.name:
             raise RefusedError(f"name={self.name}: becomes part of a folder's name; no / in it")

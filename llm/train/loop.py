@@ -55,7 +55,7 @@ class Loop:
     sample: Callable[[Any, int], tuple[list[str], list[str]]] | None
     """Prompts and completions from some weights at some step; None if none are wanted."""
     checkpoints: Checkpoints
-    meta: Callable[[], dict[str, Any]]
+    meta: dict[str, Any]
     """What a checkpoint says besides arrays, cursor and progress."""
     report: RunReport
     steps: StepReport
@@ -154,7 +154,7 @@ class Loop:
                 step,
                 state,
                 {
-                    **self.meta(),
+                    **self.meta,
                     "step": step,
                     "tokens": self.steps.tokens,
                     "cursor": cursor,

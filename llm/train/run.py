@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,19 @@ from llm.core.machine import claim
 from llm.core.mesh import put_rows, replicated
 from llm.core.spec import RefusedError
 from llm.data.pipeline import Data
-from llm.generate.decode import generate
+from llm.generate.decode import check_prompts, generate
 from llm.hub.checkpoints import Checkpoints, Restored, read_checkpoint_meta, read_checkpoint_weights
 from llm.hub.sources import find_checkpoint
 from llm.models.specs import ModelSpec
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
 from llm.report.run_files import note_resume, now, write_result, write_run
-from llm.report.run_report import RunReport, SilentReport
+from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
 from llm.train.evaluate import evaluate
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
+from llm.train.run_folder import check_run_folder
 from llm.train.state import StateFactory, TrainState
 from llm.train.step import Stepper
 from llm.train.step_report import StepReport
@@ -67,6 +68,7 @@ def run(
         RefusedError: something cannot work; nothing was trained.
         DivergedError: the loss is no longer a number.
     """
+    check_run_folder(experiment, folder)
     ledger = Ledger()
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext(stop) if stop else StopSignal() as signals:
@@ -100,9 +102,9 @@ class _Run:
                     self.experiment.seed, jax.process_index(), jax.process_count()
                 )
                 self.model = _with_vocabulary(self.experiment.model, self.data)
-                factory = self._factory()
+                self.factory = factory = self._factory()
                 checkpoints = self._checkpoints()
-                restored = checkpoints.restore_newest(factory.template())
+                restored = checkpoints.restore_newest(factory.template)
                 parent, state = self._first_state(factory, restored)
                 report = self._report(parent, restored, _count(state.params))
         except Exception as error:
@@ -178,7 +180,7 @@ class _Run:
                 f"init_from={self.experiment.init_from}: its tokenizer is not that of the data; "
                 f"set data.tokenizer.path={source.parent.parent / 'tokenizer.json'}"
             )
-        weights = read_checkpoint_weights(source, factory.template().params)
+        weights = read_checkpoint_weights(source, factory.template.params)
         logger.info("First weights from {} (step {}).", source, meta["step"])
         parent = {"checkpoint": str(source), "step": meta["step"], "run": meta["run"]}
         return parent, factory.from_weights(weights)
@@ -192,8 +194,6 @@ class _Run:
         lineage = {"parent": parent, "data": self.data.fingerprint}
         record = self.folder / "run.json"
         begun = read_json(record) if record.exists() else None
-        if jax.process_index() != 0:
-            return SilentReport()
         report = RunReport(
             self.folder,
             tracker=experiment.tracker,
@@ -235,9 +235,8 @@ class _Run:
         parent: dict[str, Any] | None,
     ) -> tuple[Loop, Any]:
         experiment, trainer, hardware = self.experiment, self.experiment.trainer, self.machine.spec
-        rows = (hardware.micro_batch or experiment.data.batch_size) * (
-            hardware.devices if hardware.micro_batch else 1
-        )
+        batch_size = experiment.data.batch_size
+        at_once = hardware.micro_batch * hardware.devices if hardware.micro_batch else batch_size
         stepper = Stepper(
             model=self.model,
             remat=hardware.remat,
@@ -246,11 +245,14 @@ class _Run:
             schedule=self._schedule(trainer.optimizer.lr),
             seed=experiment.seed,
             compute_dtype=hardware.compute_dtype,
-            micro_batches=experiment.data.batch_size // rows,
+            micro_batches=batch_size // at_once,
             grad_clip=trainer.grad_clip,
             ema_decay=trainer.ema_decay,
         )
-        train_step = Compiled(jax.jit(stepper.train_step, donate_argnums=0), self.stop, self.ledger)
+        jitted = jax.jit(
+            stepper.train_step, donate_argnums=0, out_shardings=(self.factory.shardings, None)
+        )
+        train_step = Compiled(jitted, self.stop, self.ledger)
         eval_step = Compiled(jax.jit(stepper.eval_step), self.stop, self.ledger)
         token_bytes = _padded_to(self.data.tokenizer.token_bytes, self.model.vocab)
         token_bytes_V = jax.device_put(token_bytes, replicated(self.machine.mesh))
@@ -276,21 +278,20 @@ class _Run:
             memory_gib=self.machine.memory_used_gib,
         )
 
-        def meta() -> dict[str, Any]:
-            return {
-                "run": str(self.folder),
-                "experiment": experiment.to_json(),
-                "model": self.model.to_json(),
-                "tokenizer": self.data.tokenizer.to_json(),
-                "fingerprint": self.data.fingerprint,
-                "parent": parent,
-            }
+        meta = {
+            "run": str(self.folder),
+            "experiment": experiment.to_json(),
+            "model": self.model.to_json(),
+            "tokenizer": self.data.tokenizer.to_json(),
+            "fingerprint": self.data.fingerprint,
+            "parent": parent,
+        }
 
         loop = Loop(
             train_step=train_step,
             place=place,
             evaluate=held_out if self.data.n_eval_batches else None,
-            sample=self._sample if experiment.samples.every else None,
+            sample=self._sampler() if experiment.samples.every else None,
             checkpoints=checkpoints,
             meta=meta,
             report=report,
@@ -306,21 +307,32 @@ class _Run:
         )
         return loop, source
 
-    def _sample(self, params: Any, step: int) -> tuple[list[str], list[str]]:
+    def _sampler(self) -> Callable[[Any, int], tuple[list[str], list[str]]]:
+        """A function that draws the samples of some weights at some step.
+
+        Raises:
+            RefusedError: a prompt is too long; better now than in the middle of the run.
+        """
         spec, tokenizer = self.experiment.samples, self.data.tokenizer
         prompts = [[tokenizer.start_id, *tokenizer.encode(text)] for text in spec.prompts]
-        new = generate(
-            self.model,
-            params,
-            prompts,
-            seed=self.experiment.seed + step,
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            stop_ids=[tokenizer.separator_id],
-            compute_dtype=self.machine.spec.compute_dtype,
-        )
-        return list(spec.prompts), [tokenizer.decode(ids) for ids in new]
+        check_prompts(self.model, prompts, spec.max_new_tokens)
+
+        def sample(params: Any, step: int) -> tuple[list[str], list[str]]:
+            new = generate(
+                self.model,
+                params,
+                prompts,
+                key=jax.random.fold_in(jax.random.key(self.experiment.seed), step),
+                max_new_tokens=spec.max_new_tokens,
+                temperature=spec.temperature,
+                top_p=spec.top_p,
+                stop_ids=[tokenizer.separator_id],
+                compute_dtype=self.machine.spec.compute_dtype,
+            )
+            return list(spec.prompts), [tokenizer.decode(ids) for ids in new]
+
+        # On a thread, since it may compile: a stop need not wait for that.
+        return lambda params, step: self.stop.wait_for(lambda: sample(params, step))
 
 
 def _with_vocabulary(model: ModelSpec, data: Data) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleSpec(Spec):
+class ScheduleSpec(Spec, abc.ABC):
     """Learning rate over the optimizer steps: a linear warm-up, then what the subclass does."""
 
     warmup_steps: int = knob(20, "steps from 0 to the peak", ge=0)
 
+    @abc.abstractmethod
     def after_warmup(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of the `steps` that follow the warm-up."""
-        raise NotImplementedError
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """Learning rate as a function of the step, for a run of `steps` steps in all."""
@@ -92,14 +93,14 @@ class ConstantSpec(ScheduleSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSpec(Spec):
+class OptimizerSpec(Spec, abc.ABC):
     """What every optimizer has."""
 
     lr: float = knob(doc="peak learning rate", gt=0)
 
+    @abc.abstractmethod
     def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:
         """Make the optax transformation; `schedule(peak)` gives the learning rate per step."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,7 @@ class OptaxSpec(OptimizerSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerSpec(Spec):
+class TrainerSpec(Spec, abc.ABC):
     """What every trainer has."""
 
     name: str = knob(doc="name of the trainer, used in the names of runs")
@@ -203,9 +204,9 @@ class TrainerSpec(Spec):
                 f"steps={self.steps}"
             )
 
+    @abc.abstractmethod
     def objective(self, loss_chunk: int) -> Objective:
         """The loss; `loss_chunk` is the number of tokens whose logits may exist at once."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

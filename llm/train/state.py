@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -49,38 +49,38 @@ class StateFactory:
 
     def fresh(self) -> TrainState:
         """Random weights, drawn from `seed` alone, each created where it will lie."""
-        state: TrainState = jax.jit(self._make, out_shardings=self.shardings())()
+        state: TrainState = jax.jit(self._make, out_shardings=self.shardings)()
         return state
 
     def from_weights(self, params: Any) -> TrainState:
         """Given weights, everything else at its start."""
-        make = partial(self._from_params)
-        state: TrainState = jax.jit(make, out_shardings=self.shardings())(params)
+        state: TrainState = jax.jit(self._from_params, out_shardings=self.shardings)(params)
         return state
 
+    @cached_property
     def template(self) -> TrainState:
-        """Shapes, types and placement of every array."""
+        """Shape, type and placement of every array, as a state."""
         shapes = jax.eval_shape(self._make)
-        template: TrainState = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            shapes,
-            self.shardings(),
-        )
-        return template
-
-    def shardings(self) -> TrainState:
-        """Placement of every array of the state, as a state."""
-        shapes = jax.eval_shape(self._make)
-        model = nnx.eval_shape(lambda: self.model.build(jax.random.key(0)))
+        axes = logical_axes(nnx.eval_shape(lambda: self.model.build(jax.random.key(0))))
         params = jax.tree.map(
-            lambda axes, p: parameter_sharding(self.mesh, axes, p.shape),
-            logical_axes(model),
+            lambda names, p: parameter_sharding(self.mesh, names, p.shape),
+            axes,
             shapes.params,
             is_leaf=lambda x: isinstance(x, tuple),
         )
         whole = replicated(self.mesh)
         opt_state = _like_parameters(shapes.opt_state, shapes.params, params, whole)
-        return TrainState(whole, params, opt_state, params if self.use_ema else None)
+        placement = TrainState(whole, params, opt_state, params if self.use_ema else None)
+        template: TrainState = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement
+        )
+        return template
+
+    @property
+    def shardings(self) -> TrainState:
+        """Placement of every array, as a state."""
+        placement: TrainState = jax.tree.map(lambda x: x.sharding, self.template)
+        return placement
 
     def _make(self) -> TrainState:
         return self._from_params(parameters(self.model.build(jax.random.key(self.seed))))

@@ -92,7 +92,7 @@ def test_broken_lines_are_named(tmp_path, line, message):
 
 
 def test_parquet(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     from pyarrow import parquet
 
     texts = [f"text {n}" for n in range(1000)]

@@ -55,37 +55,39 @@ def greedy_without_cache(spec, params, prompts, n: int) -> list[list[int]]:
 
 def test_greedy_equals_the_loop_without_a_cache(model) -> None:
     expected = greedy_without_cache(*model, PROMPTS, 12)
-    got = generate(*model, PROMPTS, seed=0, max_new_tokens=12, temperature=0.0)
+    got = generate(*model, PROMPTS, key=jax.random.key(0), max_new_tokens=12, temperature=0.0)
     assert got == expected
     assert len({tuple(row) for row in got}) == len(PROMPTS)  # else the test would see little
 
 
 def test_one_new_token(model) -> None:
-    got = generate(*model, PROMPTS, seed=0, max_new_tokens=1, temperature=0.0)
+    got = generate(*model, PROMPTS, key=jax.random.key(0), max_new_tokens=1, temperature=0.0)
     assert got == greedy_without_cache(*model, PROMPTS, 1)
 
 
 def test_to_the_last_position_that_the_model_has(model) -> None:
     prompts, n = [list(range(45)) * 2], SHAPE["max_seq_len"] - 90
-    got = generate(*model, prompts, seed=0, max_new_tokens=n, temperature=0.0)
+    got = generate(*model, prompts, key=jax.random.key(0), max_new_tokens=n, temperature=0.0)
     assert got == greedy_without_cache(*model, prompts, n)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(model) -> None:
-    among_others = generate(*model, PROMPTS, seed=3, **SAMPLED)
-    other = generate(*model, [PROMPTS[0], [49] * 28, PROMPTS[2], [5]], seed=3, **SAMPLED)
+    among_others = generate(*model, PROMPTS, key=jax.random.key(3), **SAMPLED)
+    other = generate(
+        *model, [PROMPTS[0], [49] * 28, PROMPTS[2], [5]], key=jax.random.key(3), **SAMPLED
+    )
     assert [other[0], other[2]] == [among_others[0], among_others[2]]
-    assert generate(*model, PROMPTS[:1], seed=3, **SAMPLED) == among_others[:1]
+    assert generate(*model, PROMPTS[:1], key=jax.random.key(3), **SAMPLED) == among_others[:1]
 
 
 def test_the_seed_decides(model) -> None:
-    first = generate(*model, PROMPTS, seed=0, **SAMPLED)
-    assert generate(*model, PROMPTS, seed=0, **SAMPLED) == first
-    assert generate(*model, PROMPTS, seed=1, **SAMPLED) != first
+    first = generate(*model, PROMPTS, key=jax.random.key(0), **SAMPLED)
+    assert generate(*model, PROMPTS, key=jax.random.key(0), **SAMPLED) == first
+    assert generate(*model, PROMPTS, key=jax.random.key(1), **SAMPLED) != first
 
 
 def test_equal_prompts_get_different_texts(model) -> None:
-    rows = generate(*model, [[1, 2]] * 4, seed=0, **SAMPLED)
+    rows = generate(*model, [[1, 2]] * 4, key=jax.random.key(0), **SAMPLED)
     assert len({tuple(row) for row in rows}) == 4
 
 
@@ -94,9 +96,9 @@ def test_equal_prompts_get_different_texts(model) -> None:
     ids=["at once", "on the way", "with the last token", "any of several"],
 )  # fmt: skip
 def test_ends_with_the_stop_token(model, places: list[tuple[int, int]]) -> None:
-    whole = generate(*model, PROMPTS, seed=5, **SAMPLED)
+    whole = generate(*model, PROMPTS, key=jax.random.key(5), **SAMPLED)
     stops = [whole[row][column] for row, column in places]
-    stopped = generate(*model, PROMPTS, seed=5, **SAMPLED, stop_ids=stops)
+    stopped = generate(*model, PROMPTS, key=jax.random.key(5), **SAMPLED, stop_ids=stops)
     for got, free in zip(stopped, whole, strict=True):
         end = next((i for i, token in enumerate(free) if token in stops), len(free) - 1)
         assert got == free[: end + 1]
@@ -119,4 +121,4 @@ def test_ends_with_the_stop_token(model, places: list[tuple[int, int]]) -> None:
 def test_refused(prompts, settings, message: str) -> None:
     spec = MODELS["gpt"]
     with pytest.raises(RefusedError, match=message):
-        generate(spec, {}, prompts, **({"seed": 0, "max_new_tokens": 4} | settings))
+        generate(spec, {}, prompts, **({"key": jax.random.key(0), "max_new_tokens": 4} | settings))

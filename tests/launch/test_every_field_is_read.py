@@ -20,7 +20,6 @@ import pytest
 from launch.config import SCHEMAS
 from launch.generate import main as generate_text
 from launch.help import CONF
-from launch.resume import check_run_folder
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
@@ -30,6 +29,7 @@ from llm.models.specs import RopeScalingSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.run import run
+from llm.train.run_folder import check_run_folder
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
 NESTED += [RopeScalingSpec]
@@ -124,8 +124,9 @@ def test_every_field_of_every_spec_is_read(
         for number, words in enumerate(runs):
             spec = experiment(*words)
             folder = tmp_path / str(number)
-            check_run_folder(spec, folder)
             run(spec, folder)
+            with pytest.raises(RefusedError, match="holds a run already"):
+                check_run_folder(spec, folder)
         for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
             words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]
             trainer = experiment(*words).trainer

@@ -6,8 +6,9 @@ import pytest
 from hydra.errors import HydraException
 
 from launch.config import RefuseEarly, explained
-from launch.resume import check_run_folder, replay_words
+from launch.resume import replay_words
 from llm.core.spec import RefusedError
+from llm.train.run_folder import check_run_folder
 
 # Words, and the whole line that follows "Refused: ".
 COMPOSITION = {

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.resume import check_run_folder, replay_words
+from launch.resume import replay_words
 from llm.core.spec import RefusedError
+from llm.train.run_folder import check_run_folder
 
 
 @pytest.fixture

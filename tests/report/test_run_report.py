@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from llm.report.run_report import SilentReport
 from llm.report.samples import write_samples
 
 
@@ -83,14 +82,3 @@ def test_samples_that_are_not_text_are_written(tmp_path):
     assert "? half a pair" in path.read_text()
     with pytest.raises(ValueError, match="zip"):
         write_samples(tmp_path, 1, 10, ["a"], [])
-
-
-def test_silent_report_does_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    report = SilentReport("id")
-    report.log(1, 10, {"train/loss": 1.0})
-    report.samples(1, 10, ["a"], ["b"])
-    report.say("x")
-    report.finish("finished")
-    assert report.tracker_id == "id"
-    assert not list(tmp_path.iterdir())

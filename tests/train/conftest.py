@@ -12,30 +12,18 @@ from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, Sampl
 from llm.train.specs import AdamWSpec, PretrainSpec, WarmupCosineSpec
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Corpus, tokenizer cache and compiled programs, made once."""
-    folder = tmp_path_factory.mktemp("shared")
-    words = ["def", "return", "self", "for", "in", "import", "x", "=", "1", ":", "\n"]
-    (folder / "corpus").mkdir()
-    for i in range(60):
-        text = " ".join(words[(i * j + j // 3) % len(words)] for j in range(20 + 7 * i % 90))
-        (folder / "corpus" / f"{i}.txt").write_text(f"{i} {text}")
-    return folder
-
-
 @pytest.fixture
-def experiment(shared: Path):
+def experiment(tiny: Path):
     """Builds the spec; keywords replace parts of it."""
 
     def build(padded: bool = False, **changes) -> ExperimentSpec:
         data_changes = {
             "source": "text",
-            "path": str(shared / "corpus"),
+            "path": str(tiny / "corpus"),
             "seq_len": 32,
             "batch_size": 4,
             "eval_fraction": 0.1,
-            "cache_dir": str(shared / "cache"),
+            "cache_dir": str(tiny / "cache"),
             "tokenizer": TokenizerSpec(vocab_size=300),
         } | changes.pop("data", {})
         trainer_changes = {
@@ -47,7 +35,7 @@ def experiment(shared: Path):
             "name": "tiny",
             "model": GPTSpec(max_seq_len=64, n_layers=1, d_model=16, n_heads=2, dropout=0.1),
             "hardware": HardwareSpec(
-                device="cpu", peak_tflops=0.1, compilation_cache=str(shared / "xla")
+                device="cpu", peak_tflops=0.1, compilation_cache=str(tiny / "xla")
             ),
             "eval": EvalSpec(every=4),
             "checkpoint": CheckpointSpec(every=4),

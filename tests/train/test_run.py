@@ -161,6 +161,23 @@ def test_a_crash_in_an_evaluation_saves_state_and_cursor_of_one_step(
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
+def test_a_run_is_not_written_over(experiment, tmp_path: Path) -> None:
+    run(experiment(trainer={"steps": 4}), tmp_path)
+    before = events(tmp_path)
+    with pytest.raises(RefusedError, match="holds a run already"):
+        run(experiment(trainer={"steps": 4}), tmp_path)
+    with pytest.raises(RefusedError, match=r"seed=1: the run in .* was started with seed=0"):
+        run(experiment(trainer={"steps": 4}, seed=1, resume="true"), tmp_path)
+    assert events(tmp_path) == before
+
+
+def test_prompts_that_are_too_long_are_refused_before_training(experiment, tmp_path: Path) -> None:
+    samples = SamplesSpec(every=4, prompts=["self " * 60], max_new_tokens=4)
+    with pytest.raises(RefusedError, match=r"do not fit into the 64"):
+        run(experiment(samples=samples), tmp_path)
+    assert not events(tmp_path)
+
+
 def test_a_failure_before_training_is_written_down(experiment, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="no such file"):
         run(experiment(data={"path": "nowhere"}), tmp_path)

@@ -170,7 +170,7 @@ def test_a_mesh_computes_what_one_device_computes(optimizer, data_parallel, fsdp
                 split = [x for x in jax.tree.leaves(tree) if x.ndim == 2]
                 assert any(not x.sharding.is_fully_replicated for x in split)
         step = jax.jit(
-            stepper.train_step, donate_argnums=0, out_shardings=(factory.shardings(), None)
+            stepper.train_step, donate_argnums=0, out_shardings=(factory.shardings, None)
         )
         for seed in range(3):
             state, metrics = step(state, put_rows(batch(seed=seed), mesh))

@@ -95,22 +95,22 @@ def test_handlers_are_put_back() -> None:
 MAIN = Path(__file__).parents[2] / "launch" / "main.py"
 
 
-def command(shared: Path, folder: Path) -> list[str]:
+def command(tiny: Path, folder: Path) -> list[str]:
     words = [
         "resume=true", f"hydra.run.dir={folder}", "debug=fast", "tracker.mode=disabled",
-        "data.source=text", f"data.path={shared / 'corpus'}", f"data.cache_dir={shared / 'cache'}",
+        "data.source=text", f"data.path={tiny / 'corpus'}", f"data.cache_dir={tiny / 'cache'}",
         "data.tokenizer.vocab_size=300", "data.seq_len=32", "data.eval_fraction=0.1",
         "trainer.steps=600", "eval.every=100", "checkpoint.every=50", "samples.every=300",
-        f"hardware.compilation_cache={shared / 'xla'}", "hardware.peak_tflops=0.1",
+        f"hardware.compilation_cache={tiny / 'xla'}", "hardware.peak_tflops=0.1",
         "hardware.micro_batch=2", "data.workers=1",
     ]  # fmt: skip
     return [sys.executable, str(MAIN), *words]
 
 
-def start(shared: Path, folder: Path) -> subprocess.Popen:
+def start(tiny: Path, folder: Path) -> subprocess.Popen:
     """Standard error goes to a file beside the run folder."""
     with said_by(folder).open("a") as file:
-        return subprocess.Popen(command(shared, folder), stdout=subprocess.DEVNULL, stderr=file)
+        return subprocess.Popen(command(tiny, folder), stdout=subprocess.DEVNULL, stderr=file)
 
 
 def said_by(folder: Path) -> Path:
@@ -125,13 +125,13 @@ def steps_done(folder: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else -1
 
 
-def test_kills_at_random_moments(shared: Path, tmp_path: Path) -> None:
+def test_kills_at_random_moments(tiny: Path, tmp_path: Path) -> None:
     broken, said = tmp_path / "broken", said_by(tmp_path / "broken")
     rng = random.Random(KILLS)
     for kill in range(KILLS):
         number = signal.SIGKILL if kill % 3 == 1 else signal.SIGTERM
         before, words = steps_done(broken), said.stat().st_size if said.exists() else 0
-        process = start(shared, broken)
+        process = start(tiny, broken)
         if kill % 2:  # some seconds after the start: importing, restoring, compiling
             time.sleep(rng.uniform(0, 5))
         else:  # some steps on: training, evaluating, saving, sampling
@@ -146,13 +146,13 @@ def test_kills_at_random_moments(shared: Path, tmp_path: Path) -> None:
         assert code == (0 if number == signal.SIGTERM else -number) or early, said.read_text()
         if code == 0:
             assert result(broken)["status"] == "stopped"
-    processes = [start(shared, folder) for folder in (broken, tmp_path / "unbroken")]
+    processes = [start(tiny, folder) for folder in (broken, tmp_path / "unbroken")]
     assert [process.wait() for process in processes] == [0, 0], said.read_text()
     assert_same_run(tmp_path / "unbroken", broken)
 
 
-def test_a_second_signal_quits_at_once(shared: Path, tmp_path: Path) -> None:
-    process = start(shared, tmp_path / "run")
+def test_a_second_signal_quits_at_once(tiny: Path, tmp_path: Path) -> None:
+    process = start(tiny, tmp_path / "run")
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
