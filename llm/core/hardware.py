@@ -29,7 +29,7 @@ class HardwareSpec(Spec):
     micro_batch: int | None = knob(
         None, "rows at once per step and device; null takes the whole batch", gt=0
     )
-    loss_chunk: int = knob(1024, "tokens whose logits exist at the same time", gt=0)
+    loss_chunk: int = knob(512, "tokens whose logits exist at the same time", gt=0)
     remat: str = knob("none", "what the backward pass recomputes", choices=REMAT_POLICIES)
     data_parallel: int = knob(1, "devices over which rows are split", gt=0)
     fsdp: int = knob(1, "devices over which rows and weights are split", gt=0)

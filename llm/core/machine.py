@@ -31,6 +31,12 @@ PEAK_TFLOPS = {
     "H200": 989.0,
 }
 
+# For `jax.jit` of a train step. XLA's default order for CPUs seeks concurrency: it recomputes the
+# attention weights of all layers at the start of the backward pass and holds them.
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+}
+
 # What a profile says about its own device and no other.
 _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "device_kind": "",
@@ -58,6 +64,11 @@ class Machine:
     def device(self) -> jax.Device:
         """The first device."""
         return self.mesh.devices.flat[0]
+
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """Options of `jax.jit` for programs that train."""
+        return COMPILER_OPTIONS.get(self.device.platform, {})
 
     def device_names(self) -> list[str]:
         """The devices in words."""

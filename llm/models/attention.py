@@ -124,7 +124,7 @@ def _backward(
         d_weights = _multiply_transposed(d_out_BKGTH[:, :, :, rows], v_BKSH[:, :, :seen])
         d_scores = (weights * (d_weights - delta_BKGT1[:, :, :, rows])).astype(q_BTNH.dtype)
         weights = weights.astype(q_BTNH.dtype)
-        # Three products read these: without the barrier each would compute them again.
+        # Three products read these; see llm.models.linear.
         d_scores, weights = jax.lax.optimization_barrier((d_scores, weights))
         d_q.append(_multiply(d_scores, k_BKSH[:, :, :seen]))
         d_k_BKSH = d_k_BKSH.at[:, :, :seen].add(_gather(d_scores, q_BKGTH[:, :, :, rows]))

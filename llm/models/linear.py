@@ -34,7 +34,7 @@ class Linear(nnx.Module):
 
 @jax.custom_vjp
 def matmul(x_MD: Float[Array, "M D"], w_DF: Float[Array, "D F"]) -> Float[Array, "M F"]:
-    """x W, with a gradient that XLA cannot fuse with what comes before it."""
+    """x W, with a gradient that XLA cannot rearrange together with what comes before it."""
     return x_MD @ w_DF
 
 
@@ -44,8 +44,8 @@ def _forward(x_MD: Array, w_DF: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], d_y_MF: Array) -> tuple[Array, Array]:
     x_MD, w_DF = saved
-    # Without the barrier XLA fuses the derivative of the activation that made d_y into a transposed
-    # copy of it, and so computes it twice.
+    # Without the barrier XLA moves the transposition for the second product into the derivative of
+    # the activation that made d_y, and so computes that twice.
     d_y_MF = jax.lax.optimization_barrier(d_y_MF)
     return d_y_MF @ w_DF.T, x_MD.T @ d_y_MF
 

@@ -250,7 +250,10 @@ class _Run:
             ema_decay=trainer.ema_decay,
         )
         jitted = jax.jit(
-            stepper.train_step, donate_argnums=0, out_shardings=(self.factory.shardings, None)
+            stepper.train_step,
+            donate_argnums=0,
+            out_shardings=(self.factory.shardings, None),
+            compiler_options=self.machine.compiler_options,
         )
         train_step = Compiled(jitted, self.stop, self.ledger)
         eval_step = Compiled(jax.jit(stepper.eval_step), self.stop, self.ledger)
