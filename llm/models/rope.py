@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021) with Llama 3.1's scaling, in fp32.
+"""Rotary position embedding (Su et al. 2021), plain or stretched, in fp32.
 
 Half-split layout, as Hugging Face stores weights: pair i is (x[i], x[i + H/2]).
 """
@@ -17,7 +17,9 @@ from llm.models.specs import RopeScalingSpec
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScalingSpec) -> np.ndarray:
     """Radians per position of each pair, fp32 [H / 2]."""
     frequency = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if scaling.factor != 1.0:
+    if scaling.factor != 1.0 and scaling.type == "linear":
+        frequency = frequency / scaling.factor
+    elif scaling.factor != 1.0:
         wavelength = 2 * math.pi / frequency
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         # 0 where the wavelength is long (stretched), 1 where it is short (kept), linear between.

@@ -8,6 +8,7 @@ G = N / K queries per key/value head, H head_dim, F hidden size of the MLP, V vo
 from __future__ import annotations
 
 import abc
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,16 +113,20 @@ class GPTSpec(ModelSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScalingSpec(Spec):
-    """Llama 3.1's stretching of the rotary wavelengths (Grattafiori et al. 2024).
+    """Stretching of the rotary wavelengths, so that a model sees more than it was trained on.
 
-    Wavelengths longer than original_max_seq_len / low_freq_factor are stretched by `factor`,
-    those shorter than original_max_seq_len / high_freq_factor are kept, the rest is blended.
+    `linear` stretches all of them by `factor` (position interpolation, Chen et al. 2023). `llama3`
+    (Grattafiori et al. 2024) stretches those longer than original_max_seq_len / low_freq_factor,
+    keeps those shorter than original_max_seq_len / high_freq_factor and blends between.
     """
 
-    factor: float = knob(1.0, "stretch of the long wavelengths; 1 switches scaling off", ge=1)
-    low_freq_factor: float = knob(1.0, "see above", gt=0)
-    high_freq_factor: float = knob(4.0, "see above", gt=0)
-    original_max_seq_len: int = knob(8192, "sequence length before stretching, tokens", gt=0)
+    type: str = knob("llama3", "which wavelengths are stretched", choices=("llama3", "linear"))
+    factor: float = knob(1.0, "stretch of the wavelengths; 1 switches scaling off", ge=1)
+    low_freq_factor: float = knob(1.0, "see above; llama3 only", gt=0)
+    high_freq_factor: float = knob(4.0, "see above; llama3 only", gt=0)
+    original_max_seq_len: int = knob(
+        8192, "sequence length before stretching, tokens; llama3 only", gt=0
+    )
 
     def check(self) -> None:  # noqa: D102
         if self.high_freq_factor <= self.low_freq_factor:
@@ -129,6 +134,10 @@ class RopeScalingSpec(Spec):
                 f"high_freq_factor={self.high_freq_factor}: must be greater than "
                 f"low_freq_factor={self.low_freq_factor}"
             )
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if self.type == "linear" and value != field.default:
+                raise RefusedError(f"{field.name}={value}: type=linear has no use for it")
 
 
 @dataclass(frozen=True, kw_only=True)

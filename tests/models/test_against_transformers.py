@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from llm.core.spec import RefusedError
 from llm.models.binding import bind
 from llm.models.parameter import parameters
 from llm.models.specs import GPTSpec, LlamaSpec, RopeScalingSpec
@@ -148,6 +149,9 @@ LLAMAS = {
             factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=64
         ),
     ),
+    "linear rope": LlamaSpec(
+        n_heads=4, n_kv_heads=2, rope_scaling=RopeScalingSpec(type="linear", factor=3.0)
+    ),
 }
 
 
@@ -160,7 +164,9 @@ def test_llama_is_llama(name: str) -> None:
     )  # fmt: skip
     scaling = spec.rope_scaling
     rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
-    if scaling.factor != 1.0:
+    if scaling.type == "linear":
+        rope |= {"rope_type": "linear", "factor": scaling.factor}
+    elif scaling.factor != 1.0:
         rope = {
             "rope_type": "llama3",
             "rope_theta": spec.rope_theta,
@@ -179,6 +185,12 @@ def test_llama_is_llama(name: str) -> None:
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     compare(spec, transformers.LlamaForCausalLM(config), llama_tree)
+
+
+def test_linear_scaling_refuses_what_only_llama3_reads() -> None:
+    assert RopeScalingSpec(type="linear", factor=2.0).factor == 2.0
+    with pytest.raises(RefusedError, match=r"low_freq_factor=2.0: type=linear has no use for it"):
+        RopeScalingSpec(type="linear", factor=2.0, low_freq_factor=2.0)
 
 
 def test_qwen2_biases_only_on_query_key_value() -> None:
