@@ -1,7 +1,10 @@
-"""Causal attention within segments, with grouped queries, by blocks of queries.
+"""Causal attention within segments, with grouped queries.
 
-The backward pass is written out: it needs a block's scores and their log-sum-exp, not several
-arrays of that size as plain differentiation does (Dao et al. 2022). Keys after a block are skipped.
+Whole rows go by blocks of queries, and their backward pass is written out: it needs a block's scores
+and their log-sum-exp, not several arrays of that size as plain differentiation does (Dao et al.
+2022). Keys after a block are skipped.
+
+B batch, T queries, S keys, N query heads, K key/value heads, G = N / K, H head width.
 """
 
 from __future__ import annotations
@@ -39,102 +42,98 @@ def visible(queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:
 
 def attention(
     q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    queries: TokenIndex,
-    keys: TokenIndex,
-    *,
-    in_row_order: bool,
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    index: TokenIndex,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v over the visible keys, softmax in fp32.
+    """softmax(q k^T / sqrt(H)) v over the visible keys of whole rows, softmax in fp32.
 
     The queries that share a key/value head are rows of one product: nothing is repeated.
 
     Args:
-        q_BTNH, k_BSKH, v_BSKH: queries, keys, values; K divides N.
-        queries, keys: see `TokenIndex`.
-        in_row_order: queries and keys are the same tokens and positions grow along the row within
-            each segment, so that keys after a block of queries need not be looked at.
+        q_BTNH, k_BTKH, v_BTKH: queries, keys, values; K divides N.
+        index: see `TokenIndex`. Positions must grow along the row within each segment, since keys
+            after a block of queries are not looked at.
     """
-    T = q_BTNH.shape[1]
-    block = max(_SMALLEST_BLOCK, -(-T // _MOST_BLOCKS)) if in_row_order else T
-    return _attention(in_row_order, block, q_BTNH, k_BSKH, v_BSKH, queries, keys)
+    block = max(_SMALLEST_BLOCK, -(-q_BTNH.shape[1] // _MOST_BLOCKS))
+    return _attention(block, q_BTNH, k_BTKH, v_BTKH, index)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(
-    in_row_order: bool,
-    block: int,
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
+def attention_to_cache(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
     queries: TokenIndex,
     keys: TokenIndex,
-) -> Array:
-    return _forward(in_row_order, block, q_BTNH, k_BSKH, v_BSKH, queries, keys)[0]
+) -> Float[Array, "B T N H"]:
+    """The same for new tokens and a cache that holds them and what came before.
+
+    Args:
+        q_BTNH: queries of the new tokens.
+        k_BKSH, v_BKSH: the cache, in the order in which the products read it.
+        queries, keys: see `TokenIndex`.
+    """
+    q_BKGTH = _group(q_BTNH * q_BTNH.shape[3] ** -0.5, k_BKSH.shape[1])
+    scores = _multiply_transposed(q_BKGTH, k_BKSH) + _hidden(queries, keys)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    out_BKGTH = _multiply(weights.astype(v_BKSH.dtype), v_BKSH) / weights.sum(-1, keepdims=True)
+    return _ungroup(out_BKGTH).astype(q_BTNH.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(block: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, index: TokenIndex) -> Array:
+    return _forward(block, q_BTNH, k_BTKH, v_BTKH, index)[0]
 
 
 def _forward(
-    in_row_order: bool,
-    block: int,
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
-    queries: TokenIndex,
-    keys: TokenIndex,
+    block: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, index: TokenIndex
 ) -> tuple[Array, tuple[Any, ...]]:
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
+    T, H, K = q_BTNH.shape[1], q_BTNH.shape[3], k_BTKH.shape[2]
     # The scale goes on the queries: T x H numbers, not T x S.
     q_BKGTH = _group(q_BTNH * H**-0.5, K)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
     outs, log_sums = [], []
-    for first, last, seen in _blocks(in_row_order, block, T, S):
-        scores = _scores(q_BKGTH, k_BKSH, queries, keys, (first, last, seen))
+    for first, last in _blocks(block, T):
+        scores = _scores(q_BKGTH, k_BKTH, index, first, last)
         largest = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = weights.sum(-1, keepdims=True)
-        out = _multiply(weights.astype(v_BKSH.dtype), v_BKSH[:, :, :seen])
+        out = _multiply(weights.astype(v_BKTH.dtype), v_BKTH[:, :, :last])
         outs.append(out / total)  # H numbers per query to divide, not S
         log_sums.append(largest + jnp.log(total))
-    out_BKGTH = jnp.concatenate(outs, axis=3)
-    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+    out_BTNH = _ungroup(jnp.concatenate(outs, axis=3)).astype(q_BTNH.dtype)
     log_sum_BKGT1 = jnp.concatenate(log_sums, axis=3)
-    return out_BTNH, (q_BTNH, k_BSKH, v_BSKH, queries, keys, out_BTNH, log_sum_BKGT1)
+    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, index, out_BTNH, log_sum_BKGT1)
 
 
-def _backward(
-    in_row_order: bool, block: int, saved: tuple[Any, ...], d_out_BTNH: Array
-) -> tuple[Array | None, ...]:
-    q_BTNH, k_BSKH, v_BSKH, queries, keys, out_BTNH, log_sum_BKGT1 = saved
-    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
-    S, K = k_BSKH.shape[1:3]
+def _backward(block: int, saved: tuple[Any, ...], d_out_BTNH: Array) -> tuple[Array | None, ...]:
+    q_BTNH, k_BTKH, v_BTKH, index, out_BTNH, log_sum_BKGT1 = saved
+    T, H, K = q_BTNH.shape[1], q_BTNH.shape[3], k_BTKH.shape[2]
     d_out_BTNH = jax.lax.optimization_barrier(d_out_BTNH)  # see llm.models.linear
     # The sum over keys of weight x d(weight), from the output alone.
     product = d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)
     delta_BKGT1 = _group(product.sum(-1, keepdims=True), K)
     q_BKGTH, d_out_BKGTH = _group(q_BTNH * H**-0.5, K), _group(d_out_BTNH, K)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
     d_q = []
-    d_k_BKSH = d_v_BKSH = jnp.zeros(k_BKSH.shape, jnp.float32)
-    for first, last, seen in _blocks(in_row_order, block, T, S):
+    d_k_BKTH = d_v_BKTH = jnp.zeros(k_BKTH.shape, jnp.float32)
+    for first, last in _blocks(block, T):
         rows = slice(first, last)
-        scores = _scores(q_BKGTH, k_BKSH, queries, keys, (first, last, seen))
+        scores = _scores(q_BKGTH, k_BKTH, index, first, last)
         weights = jnp.exp(scores - log_sum_BKGT1[:, :, :, rows])
-        d_weights = _multiply_transposed(d_out_BKGTH[:, :, :, rows], v_BKSH[:, :, :seen])
+        d_weights = _multiply_transposed(d_out_BKGTH[:, :, :, rows], v_BKTH[:, :, :last])
         d_scores = (weights * (d_weights - delta_BKGT1[:, :, :, rows])).astype(q_BTNH.dtype)
         weights = weights.astype(q_BTNH.dtype)
         # Three products read these; see llm.models.linear.
         d_scores, weights = jax.lax.optimization_barrier((d_scores, weights))
-        d_q.append(_multiply(d_scores, k_BKSH[:, :, :seen]))
-        d_k_BKSH = d_k_BKSH.at[:, :, :seen].add(_gather(d_scores, q_BKGTH[:, :, :, rows]))
-        d_v_BKSH = d_v_BKSH.at[:, :, :seen].add(_gather(weights, d_out_BKGTH[:, :, :, rows]))
+        d_q.append(_multiply(d_scores, k_BKTH[:, :, :last]))
+        d_k_BKTH = d_k_BKTH.at[:, :, :last].add(_gather(d_scores, q_BKGTH[:, :, :, rows]))
+        d_v_BKTH = d_v_BKTH.at[:, :, :last].add(_gather(weights, d_out_BKGTH[:, :, :, rows]))
     d_q_BKGTH = jnp.concatenate(d_q, axis=3) * H**-0.5
     return (
-        d_q_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape).astype(q_BTNH.dtype),
-        d_k_BKSH.swapaxes(1, 2).astype(k_BSKH.dtype),
-        d_v_BKSH.swapaxes(1, 2).astype(v_BSKH.dtype),
-        None,
+        _ungroup(d_q_BKGTH).astype(q_BTNH.dtype),
+        d_k_BKTH.swapaxes(1, 2).astype(k_BTKH.dtype),
+        d_v_BKTH.swapaxes(1, 2).astype(v_BTKH.dtype),
         None,
     )
 
@@ -142,32 +141,33 @@ def _backward(
 _attention.defvjp(_forward, _backward)
 
 
-def _blocks(in_row_order: bool, block: int, T: int, S: int) -> list[tuple[int, int, int]]:
-    """First query, last query + 1 and number of keys to look at, of each block."""
-    starts = range(0, T, block)
-    return [(i, min(i + block, T), min(i + block, S) if in_row_order else S) for i in starts]
+def _blocks(block: int, T: int) -> list[tuple[int, int]]:
+    """First query and last query + 1 of each block; the latter is also how many keys it sees."""
+    return [(i, min(i + block, T)) for i in range(0, T, block)]
 
 
-def _scores(
-    q_BKGTH: Array,
-    k_BKSH: Array,
-    queries: TokenIndex,
-    keys: TokenIndex,
-    where: tuple[int, int, int],
-) -> Array:
-    """Masked fp32 scores of one block."""
-    first, last, seen = where
-    scores = _multiply_transposed(q_BKGTH[:, :, :, first:last], k_BKSH[:, :, :seen])
-    block_queries = TokenIndex(*(x[:, first:last] for x in queries))
-    mask_BTS = visible(block_queries, TokenIndex(*(x[:, :seen] for x in keys)))
-    # Adding is cheaper than selecting: what is added is shared by all heads.
-    return scores + jnp.where(mask_BTS, 0.0, _HIDDEN)[:, None, None]
+def _scores(q_BKGTH: Array, k_BKTH: Array, index: TokenIndex, first: int, last: int) -> Array:
+    """Masked fp32 scores of one block of queries."""
+    scores = _multiply_transposed(q_BKGTH[:, :, :, first:last], k_BKTH[:, :, :last])
+    block, seen = (TokenIndex(*(x[:, a:last] for x in index)) for a in (first, 0))
+    return scores + _hidden(block, seen)
+
+
+def _hidden(queries: TokenIndex, keys: TokenIndex) -> Array:
+    """[B, 1, 1, T, S] to add to scores: cheaper than selecting, and shared by all heads."""
+    return jnp.where(visible(queries, keys), 0.0, _HIDDEN)[:, None, None]
 
 
 def _group(x_BTNH: Array, K: int) -> Array:
     """[B, T, N, H] -> [B, K, G, T, H]."""
     B, T, N, H = x_BTNH.shape
     return x_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+
+
+def _ungroup(x_BKGTH: Array) -> Array:
+    """[B, K, G, T, H] -> [B, T, N, H]."""
+    B, K, G, T, H = x_BKGTH.shape
+    return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
 def _multiply(a_BKGTS: Array, b_BKSH: Array) -> Array:

@@ -13,11 +13,12 @@ from llm.models.specs import ModelSpec
 class KVCache(NamedTuple):
     """Keys and values of the tokens seen so far: slot s of a row holds its token s.
 
-    One array per layer (a stacked array would be copied whole at each update). S is the capacity.
+    One array per layer (a stacked array would be copied whole at each update). S is the capacity;
+    the heads stand before the slots, as attention reads them.
     """
 
-    keys: tuple[Float[Array, "B S K H"], ...]
-    values: tuple[Float[Array, "B S K H"], ...]
+    keys: tuple[Float[Array, "B K S H"], ...]
+    values: tuple[Float[Array, "B K S H"], ...]
     lengths_B: Int[Array, " B"]
 
     @classmethod
@@ -29,7 +30,7 @@ class KVCache(NamedTuple):
             raise ValueError(
                 f"cache capacity {capacity}: the model sees {spec.max_seq_len} tokens at most"
             )
-        shape = (batch, capacity, spec.kv_heads, spec.head_size)
+        shape = (batch, spec.kv_heads, capacity, spec.head_size)
         zeros = tuple(jnp.zeros(shape, dtype) for _ in range(2 * spec.n_layers))
         return cls(
             keys=zeros[: spec.n_layers],
@@ -40,7 +41,7 @@ class KVCache(NamedTuple):
     @property
     def capacity(self) -> int:
         """Slots per row."""
-        return int(self.keys[0].shape[1])
+        return int(self.keys[0].shape[2])
 
     def overflowed_B(self) -> Bool[Array, " B"]:
         """Rows that were given more tokens than they hold. Their hidden states are NaN."""
@@ -57,10 +58,10 @@ class KVCache(NamedTuple):
 
 
 def write(
-    cache_BSKH: Float[Array, "B S K H"],
+    cache_BKSH: Float[Array, "B K S H"],
     new_BTKH: Float[Array, "B T K H"],
     slots_BT: Int[Array, "B T"],
-) -> Float[Array, "B S K H"]:
+) -> Float[Array, "B K S H"]:
     """Store new entries in their slots. A slot at or beyond the capacity is not written at all."""
-    rows = jnp.arange(cache_BSKH.shape[0])[:, None]
-    return cache_BSKH.at[rows, slots_BT].set(new_BTKH.astype(cache_BSKH.dtype), mode="drop")
+    rows = jnp.arange(cache_BKSH.shape[0])[:, None]
+    return cache_BKSH.at[rows, :, slots_BT].set(new_BTKH.astype(cache_BKSH.dtype), mode="drop")

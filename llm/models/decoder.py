@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from llm.core.hardware import REMAT_POLICIES
-from llm.models.attention import TokenIndex, attention
+from llm.models.attention import TokenIndex, attention, attention_to_cache
 from llm.models.cache import KVCache, write
 from llm.models.specs import ModelSpec
 
@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
         extras = self.block_arguments(positions_BT)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            return attention(q, k, v, index, index, in_row_order=True)
+            return attention(q, k, v, index)
 
         x_BTD = self.embed(tokens_BT, positions_BT)
         x_BTD = self.embedding_dropout(x_BTD, dropout_keys_B)
@@ -157,7 +157,7 @@ class Decoder(nnx.Module):
                 new_keys.append(write(old_k, k, write_slots_BT))
                 new_values.append(write(old_v, v, write_slots_BT))
                 k, v = new_keys[-1].astype(q.dtype), new_values[-1].astype(q.dtype)
-                return attention(q, k, v, queries, keys, in_row_order=False)
+                return attention_to_cache(q, k, v, queries, keys)
 
             x_BTD = block(x_BTD, attend, dropout_keys_B=None, **extras)
         hidden_BTD = self.final_norm(x_BTD)

@@ -123,7 +123,7 @@ def test_cache_overflow_is_an_error_and_writes_nothing(spec) -> None:
     active = jnp.array([[1, 1, 1], [1, 1, 0]], jnp.int32)
     hidden, after = decode(params, cache, active)
     assert np.isnan(hidden[0]).all() and np.isfinite(hidden[1]).all()
-    np.testing.assert_array_equal(cache.keys[0][0, :6], after.keys[0][0, :6])
+    np.testing.assert_array_equal(cache.keys[0][0, :, :6], after.keys[0][0, :, :6])
     with pytest.raises(ValueError, match=r"rows \[0\]"):
         after.check()
 
