@@ -1,0 +1,168 @@
+"""A GGUF file of the llama or qwen2 architecture as a pretrained model, dequantised.
+
+llama.cpp turns the rows of q and k into its own order for rotary positions (neighbours form a pair,
+where this package and Hugging Face pair a row with the one half a head further on), but for llama
+only. That is undone here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from llm.core.spec import RefusedError
+from llm.hub.gguf_config import hf_config
+from llm.hub.gguf_header import QUANTISATIONS, TensorInfo, read_header
+from llm.hub.gguf_tokenizer import read_tokenizer
+from llm.hub.hf_config import spec_from_hf_config
+from llm.hub.pretrained import Pretrained
+from llm.hub.weight_table import aligned_empty, match, read_weights
+
+_BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ROPE_DIVISORS = "rope_freqs.weight"
+_VALUES_AT_ONCE = 2**18
+
+
+def open_gguf(path: Path, source: str) -> Pretrained:
+    """Everything but the weights, which are read when they are asked for.
+
+    Args:
+        path: the file.
+        source: the words that led here.
+
+    Raises:
+        RefusedError: it cannot be read, is incomplete, or holds another kind of model.
+    """
+    header = read_header(path)
+    metadata, infos = header.metadata, dict(header.tensors)
+    divisors = infos.pop(_ROPE_DIVISORS, None)
+    try:
+        config = hf_config(
+            metadata, infos, None if divisors is None else _dequantised(path, divisors).ravel()
+        )
+        spec = spec_from_hf_config(config)
+        llama = config["model_type"] == "llama"
+        heads = (config["num_attention_heads"], config["num_key_value_heads"])
+        tensors = GGUFTensors(path, infos, heads if llama else None)
+        match(spec, tensors.shapes())
+        text = read_tokenizer(metadata, config["vocab_size"])
+    except RefusedError as error:
+        raise RefusedError(f"{path}: {error}") from error
+    return Pretrained(
+        source=source,
+        spec=spec,
+        tokenizer=text.tokenizer,
+        weights=lambda template: read_weights(spec, tensors, template),
+        chat_template=text.chat_template,
+        stop_ids=text.stop_ids,
+        lineage={
+            "format": "gguf",
+            "file": path.name,
+            "sha256": sha256_of(path),
+            "name": metadata.get("general.name"),
+            "license": metadata.get("general.license"),
+            "stored_as": dict(Counter(QUANTISATIONS[info.type][0] for info in infos.values())),
+        },
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class GGUFTensors:
+    """The file's tensors under Hugging Face's names, fp32 (`llm.hub.pretrained.Tensors`).
+
+    Args:
+        path: the file.
+        infos: its tensors, by their names there.
+        interleaved_heads: numbers of query and key heads if their rows stand in llama.cpp's order.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        interleaved_heads: tuple[int, int] | None,
+    ) -> None:
+        self._path = path
+        self._infos = {_hf_name(name): info for name, info in infos.items()}
+        queries, keys = interleaved_heads or (0, 0)
+        self._interleaved = {"q_proj": queries, "k_proj": keys} if interleaved_heads else {}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name."""
+        return {name: info.shape for name, info in self._infos.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, its rows in Hugging Face's order.
+
+        Raises:
+            RefusedError: the file got shorter, or the tensor has values that are not finite.
+        """
+        try:
+            values = _dequantised(self._path, self._infos[name])
+        except RefusedError as error:
+            raise RefusedError(f"{self._path}: {name}: {error}") from error
+        n_heads = self._interleaved.get(name.split(".")[-2])
+        if n_heads is None:
+            return values
+        # [head, half, 2, ...] as llama.cpp orders the rows -> [head, 2, half, ...]
+        pairs = values.reshape(n_heads, -1, 2, *values.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def _dequantised(path: Path, info: TensorInfo) -> np.ndarray:
+    """One tensor as fp32, in parts: the library takes several times their memory."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType(info.type)
+    _, block_values, block_bytes = QUANTISATIONS[info.type]
+    values = aligned_empty((math.prod(info.shape),), np.float32)
+    with path.open("rb") as file:
+        file.seek(info.start)
+        step = _VALUES_AT_ONCE  # a multiple of every block
+        for start in range(0, len(values), step):
+            part = values[start : start + step]
+            n_bytes = len(part) // block_values * block_bytes
+            stored = np.frombuffer(file.read(n_bytes), np.uint8)
+            if len(stored) != n_bytes:
+                raise RefusedError("the file ends within it")
+            with np.errstate(all="ignore"):  # damaged scales; refused below
+                part[:] = dequantize(stored, kind)
+            if not np.isfinite(part).all():
+                raise RefusedError("it has values that are not finite; the file is damaged")
+    return values.reshape(info.shape)
+
+
+def _hf_name(name: str) -> str:
+    """Hugging Face's name of a tensor; unknown ones keep theirs."""
+    if name in _NAMES:
+        return _NAMES[name]
+    words = name.split(".")
+    if len(words) == 4 and words[0] == "blk" and words[2] in _BLOCK_NAMES:
+        return f"model.layers.{words[1]}.{_BLOCK_NAMES[words[2]]}.{words[3]}"
+    return name
