@@ -1,0 +1,73 @@
+"""Models from the Hugging Face hub, or from its cache on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm.core.spec import RefusedError
+
+# No pickles, no code, no weights of other libraries.
+_WANTED = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+]
+
+
+def fetch_hf(name_with_revision: str) -> Path:
+    """The folder of a model in the hub's cache, downloaded if it is not there yet.
+
+    With HF_HUB_OFFLINE=1 the cache alone is used; so it is where the hub cannot be reached.
+
+    Args:
+        name_with_revision: `org/name`, or `org/name@revision` for a branch, tag or commit.
+
+    Raises:
+        RefusedError: it is neither on the hub nor in the cache, or may not be read.
+    """
+    import httpx
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, _, revision = name_with_revision.partition("@")
+    revision = revision or "main"
+    endpoint, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=_WANTED)
+        return Path(folder)
+    except HFValidationError:
+        reason = f"{name!r} is no name of a model; expected org/name or org/name@revision"
+    except GatedRepoError:
+        reason = f"access must be asked for at {endpoint}/{name}; then log in with `hf auth login`"
+    except RevisionNotFoundError:
+        reason = f"{endpoint}/{name} has no revision {revision}"
+    except RepositoryNotFoundError:
+        reason = f"{endpoint} has no model {name}, or a private one: log in with `hf auth login`"
+    except LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{endpoint}: {_why(error)}"
+        reason = f"neither in the cache ({cache}) nor to be had from the hub ({why})"
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        reason = f"{endpoint}: {_first_line(error)}"
+    raise RefusedError(f"{name} at revision {revision}: {reason}")
+
+
+def _why(error: BaseException) -> str:
+    """What made the hub's library look into the cache alone."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
