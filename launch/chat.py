@@ -1,0 +1,79 @@
+"""Talk with a model: python launch/chat.py checkpoint=last."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from loguru import logger
+from omegaconf import DictConfig
+
+from launch.config import refuse, schema, spec_from_config, start, start_logging
+from llm.core.spec import RefusedError
+from llm.generate.chat_spec import ChatSpec
+
+ConfigStore.instance().store(group="schema", name="chat", node=schema(ChatSpec))
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="chat")
+def main(cfg: DictConfig) -> None:
+    """Read questions from standard input, write answers to standard output."""
+    try:
+        start_logging()
+        talk(spec_from_config(cfg, ChatSpec))
+    except RefusedError as error:
+        refuse(error)
+    except BrokenPipeError:  # whoever read the answers has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def talk(spec: ChatSpec) -> None:
+    """Load the model, then talk."""
+    template = None if spec.template is None else read_template(Path(spec.template))
+    from llm.core.machine import claim
+    from llm.generate.chat import converse
+    from llm.generate.language_model import load
+    from llm.generate.sampler import Sampling
+    from llm.generate.terminal_chat import TerminalChat
+    from llm.report.terminal import console
+
+    machine = claim(spec.hardware)
+    if machine.note:
+        logger.warning(machine.note)
+    conversation = converse(
+        load(spec.checkpoint),
+        sampling=Sampling(
+            max_new_tokens=spec.max_new_tokens,
+            temperature=spec.temperature,
+            top_k=spec.top_k,
+            top_p=spec.top_p,
+            min_p=spec.min_p,
+            repetition_penalty=spec.repetition_penalty,
+        ),
+        system=spec.system,
+        template=template,
+        seed=spec.seed,
+        compute_dtype=machine.spec.compute_dtype,
+    )
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    TerminalChat(conversation, console).run()
+
+
+def read_template(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    try:
+        return path.expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"template={path}: cannot be read: {error}") from None
+
+
+if __name__ == "__main__":
+    start(main)
