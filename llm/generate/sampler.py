@@ -1,36 +1,205 @@
-"""From logits to tokens: temperature and nucleus sampling with a key per row."""
+"""From logits to tokens: which tokens may be drawn, and drawing one with a key per row.
+
+B rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from llm.core.spec import RefusedError
+
+_BLOCK = 128  # tokens; draws look at sums of blocks first
 
 
-def sample_token(
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. The filters apply in the order in which they stand here."""
+
+    max_new_tokens: int = 128
+    repetition_penalty: float = 1.0
+    """Divides the positive and multiplies the negative logits of tokens that the prompt or the
+    answer has already (Keskar et al. 2019); 1 is off."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens, and from those as likely as the last of them; 0 is off."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together hold this probability (Holtzman et al. 2020)."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this share of the likeliest (Nguyen et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, expected: str) -> None:
+            raise RefusedError(f"{name}={getattr(self, name)}: expected {expected}")
+
+        if self.max_new_tokens < 1:
+            refuse("max_new_tokens", "at least 1")
+        if not 0 <= self.temperature < math.inf:
+            refuse("temperature", "0 or more")
+        if self.top_k < 0:
+            refuse("top_k", "0 or more")
+        if not 0 < self.top_p <= 1:
+            refuse("top_p", "more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            refuse("min_p", "a share between 0 and 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            refuse("repetition_penalty", "more than 0")
+
+    def replace(self, **changes: float) -> Sampling:
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def program(self) -> Program:
+        """What has to be compiled for these settings."""
+        greedy = self.temperature == 0
+        return Program(
+            greedy=greedy,
+            penalised=self.repetition_penalty != 1,
+            top_k=not greedy and self.top_k > 0,
+            top_p=not greedy and self.top_p < 1,
+            min_p=not greedy and self.min_p > 0,
+        )
+
+    @property
+    def values(self) -> Values:
+        """The numbers, which may change without a new program."""
+        return Values(
+            *(jnp.float32(x) for x in (self.temperature or 1.0, self.repetition_penalty)),
+            jnp.int32(self.top_k),
+            *(jnp.float32(x) for x in (self.top_p, self.min_p)),
+        )
+
+
+class Program(NamedTuple):
+    """Which steps a compiled sampler has."""
+
+    greedy: bool
+    penalised: bool
+    top_k: bool
+    top_p: bool
+    min_p: bool
+
+
+class Values(NamedTuple):
+    """Settings as arrays."""
+
+    temperature: Float[Array, ""]
+    repetition_penalty: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    min_p: Float[Array, ""]
+
+
+def sample(
     logits_BV: Float[Array, "B V"],
     keys_B: Key[Array, " B"],
-    *,
-    temperature: float,
-    top_p: float = 1.0,
-) -> Int[Array, " B"]:
+    seen_BV: Bool[Array, "B V"] | None,
+    values: Values,
+    program: Program,
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draw one token per row.
 
     Args:
-        logits_BV: scores over the vocabulary.
+        logits_BV: fp32 scores over the vocabulary.
         keys_B: one key per row, so that a row's tokens do not depend on its neighbours.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: sample from the likeliest tokens that together hold this probability (Holtzman et
-            al. 2020). The likeliest token always stays.
+        seen_BV: tokens that the penalty is for; not looked at without one.
+        values, program: see `Sampling`.
+
+    Returns:
+        Tokens, and their log-probability under the model at this temperature (at 1 for greedy
+        decoding): before penalty and filters, which is what a policy gradient needs.
     """
-    if temperature == 0.0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / temperature
-    if top_p < 1.0:
-        descending_BV = -jnp.sort(-logits_BV, axis=-1)
-        probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
-        before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        # The smallest logit that is still in: the last one with less than top_p before it.
-        kept_BV = jnp.where(before_BV < top_p, descending_BV, jnp.inf)
-        logits_BV = jnp.where(logits_BV >= kept_BV.min(-1, keepdims=True), logits_BV, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    scaled_BV = logits_BV / values.temperature
+    allowed_BV = scaled_BV
+    if program.penalised and seen_BV is not None:
+        strength = values.repetition_penalty
+        penalty = jnp.where(allowed_BV > 0, 1 / strength, strength)
+        allowed_BV = jnp.where(seen_BV, allowed_BV * penalty, allowed_BV)
+    if program.greedy:
+        token_B = jnp.argmax(allowed_BV, axis=-1).astype(jnp.int32)
+    else:
+        token_B = _draw(_filter(allowed_BV, values, program), keys_B)
+    log_z_B = jax.nn.logsumexp(scaled_BV, axis=-1)
+    return token_B, jnp.take_along_axis(scaled_BV, token_B[:, None], axis=1)[:, 0] - log_z_B
+
+
+def _filter(logits_BV: Array, values: Values, program: Program) -> Array:
+    """-inf for tokens that may not be drawn."""
+    if program.top_k:
+
+        def enough(kept_BV: Array) -> Array:
+            return kept_BV.sum(-1) >= jnp.minimum(values.top_k, kept_BV.shape[-1])
+
+        logits_BV = _keep_likeliest(logits_BV, enough)
+    if program.top_p:
+        p_BV = jax.nn.softmax(logits_BV, axis=-1)
+        # Rounding may leave the sum of all a little below a top_p that is close to 1.
+        wanted_B = jnp.minimum(values.top_p, p_BV.sum(-1))
+        logits_BV = _keep_likeliest(
+            logits_BV, lambda kept_BV: jnp.where(kept_BV, p_BV, 0).sum(-1) >= wanted_B
+        )
+    if program.min_p:
+        least_B1 = logits_BV.max(-1, keepdims=True) + jnp.log(values.min_p)
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    return logits_BV
+
+
+def _keep_likeliest(logits_BV: Array, enough: Callable[[Array], Array]) -> Array:
+    """Keep the fewest of the likeliest tokens that are enough, ties included.
+
+    By bisection over the 2^32 thresholds that there are: exact, and on a CPU far faster than
+    sorting the vocabulary.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.int32)
+    # Floats in their order as integers: the negative ones count backwards.
+    order_BV = jnp.where(bits_BV < 0, bits_BV ^ jnp.int32(0x7FFFFFFF), bits_BV)
+    rank_BV = jax.lax.bitcast_convert_type(order_BV, jnp.uint32) ^ jnp.uint32(1 << 31)
+
+    def step(i: Array, threshold_B: Array) -> Array:
+        """Set bit 31 - i of the threshold if what is above it is still enough."""
+        higher_B = threshold_B | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(enough(rank_BV >= higher_B[:, None]), higher_B, threshold_B)
+
+    start_B = jnp.zeros(logits_BV.shape[0], jnp.uint32)
+    threshold_B = jax.lax.fori_loop(0, 32, step, start_B)
+    return jnp.where(rank_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
+
+
+def _draw(logits_BV: Array, keys_B: Array) -> Array:
+    """One uniform number per row, looked up in the cumulated probabilities.
+
+    In two steps, blocks and then tokens of one block: a cumulated sum over the whole vocabulary, or
+    a random number for each token of it, would take longer than the model does.
+    """
+    B, V = logits_BV.shape
+    weights_BV = jnp.exp(logits_BV - logits_BV.max(-1, keepdims=True))
+    blocks_BNC = jnp.pad(weights_BV, ((0, 0), (0, -V % _BLOCK))).reshape(B, -1, _BLOCK)
+    sums_BN = jnp.cumsum(blocks_BNC.sum(-1), axis=-1)
+    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
+    block_B, rest_B = _look_up(sums_BN, uniform_B * sums_BN[:, -1])
+    inside_BC = jnp.cumsum(blocks_BNC[jnp.arange(B), block_B], axis=-1)
+    place_B, _ = _look_up(inside_BC, rest_B)
+    return (block_B * _BLOCK + place_B).astype(jnp.int32)
+
+
+def _look_up(cumulated_BN: Array, target_B: Array) -> tuple[Array, Array]:
+    """First place whose cumulated sum exceeds the target, and what is left of the target there.
+
+    Such a place adds something to the sum, so nothing of probability zero is ever drawn; rounding
+    must not push the target to the very end, where there is no such place.
+    """
+    target_B = jnp.minimum(target_B, jnp.nextafter(cumulated_BN[:, -1], jnp.float32(0)))
+    place_B = jnp.argmax(cumulated_BN > target_B[:, None], axis=-1)
+    before_BN = jnp.pad(cumulated_BN, ((0, 0), (1, 0)))
+    before_B = jnp.take_along_axis(before_BN, place_B[:, None], axis=1)[:, 0]
+    return place_B, jnp.maximum(target_B - before_B, 0)

@@ -1,0 +1,232 @@
+"""What is on the device while text is generated, and the compiled programs that change it.
+
+B rows (slots that prompts take turns in), S cache capacity, V vocabulary. Every program is compiled
+per shape; shapes come in powers of two, so that a long list of prompts needs a handful of them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from llm.generate.sampler import Program, Values, sample
+from llm.models.binding import bind
+from llm.models.cache import KVCache
+from llm.models.specs import ModelSpec
+
+SMALLEST = 64  # the smallest width of prompts and capacity of caches, tokens
+
+
+def bucket(n: int, smallest: int = 1, largest: int | None = None) -> int:
+    """The next power of two, at least `smallest` and at most `largest`."""
+    size = max(smallest, 1 << max(n - 1, 0).bit_length())
+    return size if largest is None else min(size, largest)
+
+
+class Rows(NamedTuple):
+    """Texts that are being written."""
+
+    cache: KVCache
+    """Keys and values of everything but the last token."""
+    last_B: Int[Array, " B"]
+    """The last token: it goes through the model next."""
+    done_B: Bool[Array, " B"]
+    """Nothing more is written to these rows."""
+    keys_B: Key[Array, " B"]
+    """One per row; token i of an answer is drawn with `fold_in(key, i)`."""
+    counts_B: Int[Array, " B"]
+    """Tokens written."""
+    limits_B: Int[Array, " B"]
+    """Tokens to write at most."""
+    seen_BV: Bool[Array, "B V"] | None
+    """Tokens in the text so far, where a repetition penalty asks for them."""
+
+
+class Written(NamedTuple):
+    """What one call of `decode` wrote: the first `counts_B` columns of each row."""
+
+    tokens_BN: Int[Array, "B N"]
+    log_probs_BN: Float[Array, "B N"]
+    counts_B: Int[Array, " B"]
+    done_B: Bool[Array, " B"]
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def empty_rows(spec: ModelSpec, key: Key[Array, ""], shape: tuple[int, int], plan: Plan) -> Rows:
+    """Rows that wait for a prompt; `shape` is [B, S]."""
+    B, S = shape
+    return Rows(
+        cache=KVCache.create(spec, B, S, jnp.dtype(plan.dtype)),
+        last_B=jnp.zeros((B,), jnp.int32),
+        done_B=jnp.ones((B,), bool),
+        keys_B=jnp.repeat(key[None], B, axis=0),
+        counts_B=jnp.zeros((B,), jnp.int32),
+        limits_B=jnp.zeros((B,), jnp.int32),
+        seen_BV=jnp.zeros((B, spec.vocab), bool) if plan.program.penalised else None,
+    )
+
+
+class Plan(NamedTuple):
+    """What the compiled programs depend on besides shapes."""
+
+    dtype: str
+    program: Program
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def prefill(
+    spec: ModelSpec,
+    params: Any,
+    tokens_BT: Int[Array, "B T"],
+    lengths_B: Int[Array, " B"],
+    dtype: str,
+) -> KVCache:
+    """A cache of capacity T with the first `lengths_B` tokens of each row in it."""
+    B, T = tokens_BT.shape
+    model = bind(spec, params, compute_dtype=dtype)
+    real_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
+    cache = KVCache.create(spec, B, T, jnp.dtype(dtype))
+    return model(tokens_BT, segment_ids_BT=real_BT, cache=cache)[1]
+
+
+@partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def extend(
+    spec: ModelSpec,
+    params: Any,
+    cache: KVCache,
+    tokens_BT: Int[Array, "B T"],
+    new_B: Int[Array, " B"],
+    dtype: str,
+) -> KVCache:
+    """The cache with the first `new_B` of these tokens after what it holds."""
+    model = bind(spec, params, compute_dtype=dtype)
+    real_BT = (jnp.arange(tokens_BT.shape[1]) < new_B[:, None]).astype(jnp.int32)
+    return model(tokens_BT, segment_ids_BT=real_BT, cache=cache)[1]
+
+
+class Admitted(NamedTuple):
+    """Prompts for the rows that are free, as [B]; what stands at other rows is ignored."""
+
+    source_B: Int[Array, " B"]
+    """Row of the prefilled cache that holds the prompt; -1 leaves the row alone."""
+    last_B: Int[Array, " B"]
+    limits_B: Int[Array, " B"]
+    prompts_B: Int[Array, " B"]
+    samples_B: Int[Array, " B"]
+    """Number of the prompt and of the sample of it: what a row's key is made of."""
+
+
+@partial(jax.jit, donate_argnums=0)
+def admit(rows: Rows, prefilled: KVCache, new: Admitted, key: Key[Array, ""]) -> Rows:
+    """Put prefilled prompts into rows; one prompt may go into many."""
+    is_new_B = new.source_B >= 0
+    T = min(prefilled.capacity, rows.cache.capacity)
+
+    def place(old_BKSH: Array, from_PKTH: Array) -> Array:
+        first = jnp.where(
+            is_new_B[:, None, None, None], from_PKTH[new.source_B, :, :T], old_BKSH[:, :, :T]
+        )
+        return old_BKSH.at[:, :, :T].set(first)
+
+    def key_of(prompt: Array, number: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(key, prompt), number)
+
+    cache = KVCache(
+        keys=tuple(map(place, rows.cache.keys, prefilled.keys)),
+        values=tuple(map(place, rows.cache.values, prefilled.values)),
+        lengths_B=jnp.where(is_new_B, prefilled.lengths_B[new.source_B], rows.cache.lengths_B),
+    )
+    keys_B = jax.vmap(key_of)(new.prompts_B, new.samples_B)
+    return rows._replace(
+        cache=cache,
+        last_B=jnp.where(is_new_B, new.last_B, rows.last_B),
+        done_B=rows.done_B & ~is_new_B,
+        keys_B=jnp.where(is_new_B, keys_B, rows.keys_B),
+        counts_B=jnp.where(is_new_B, 0, rows.counts_B),
+        limits_B=jnp.where(is_new_B, new.limits_B, rows.limits_B),
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def mark_seen(rows: Rows, tokens_BT: Int[Array, "B T"], is_new_B: Bool[Array, " B"]) -> Rows:
+    """Begin the record of seen tokens of new rows; `tokens_BT` holds V where there is no token."""
+    assert rows.seen_BV is not None
+    B = len(is_new_B)
+    fresh_BV = jnp.zeros_like(rows.seen_BV)
+    fresh_BV = fresh_BV.at[jnp.arange(B)[:, None], tokens_BT].set(True, mode="drop")
+    return rows._replace(seen_BV=jnp.where(is_new_B[:, None], fresh_BV, rows.seen_BV))
+
+
+@partial(jax.jit, static_argnums=(2,))
+def reshape_rows(rows: Rows, kept_B: Int[Array, " B"], capacity: int) -> Rows:
+    """Some of the rows, in another order, with a larger (or smaller) cache."""
+
+    def resize(old_BKSH: Array) -> Array:
+        taken = old_BKSH[kept_B, :, :capacity]
+        more = max(capacity - old_BKSH.shape[2], 0)
+        return jnp.pad(taken, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+    cache = KVCache(
+        keys=tuple(map(resize, rows.cache.keys)),
+        values=tuple(map(resize, rows.cache.values)),
+        lengths_B=rows.cache.lengths_B[kept_B],
+    )
+    rest = jax.tree.map(lambda x: x[kept_B], rows._replace(cache=None))
+    return rest._replace(cache=cache)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
+def decode(
+    spec: ModelSpec,
+    params: Any,
+    rows: Rows,
+    values: Values,
+    stop_ids: Int[Array, " n"],
+    steps: int,
+    plan: Plan,
+) -> tuple[Rows, Written]:
+    """Write up to `steps` tokens to each row; no word to the host until then.
+
+    A row is done after a stop id or at its limit; when all are done, the rest is not run.
+    """
+    model = bind(spec, params, compute_dtype=plan.dtype)
+    B = len(rows.last_B)
+    before_B = rows.counts_B
+    written = (jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps), jnp.float32))
+
+    def unfinished(carry: Any) -> Array:
+        step, rows, _ = carry
+        return (step < steps) & ~rows.done_B.all()
+
+    def write_one(carry: Any) -> Any:
+        step, rows, (tokens_BN, log_probs_BN) = carry
+        active_B = ~rows.done_B
+        hidden_B1D, cache = model(
+            rows.last_B[:, None], segment_ids_BT=active_B[:, None].astype(jnp.int32),
+            cache=rows.cache,
+        )  # fmt: skip
+        logits_BV = model.logits(hidden_B1D)[:, 0]
+        keys_B = jax.vmap(jax.random.fold_in)(rows.keys_B, rows.counts_B)
+        token_B, log_prob_B = sample(logits_BV, keys_B, rows.seen_BV, values, plan.program)
+        counts_B = rows.counts_B + active_B
+        seen_BV = rows.seen_BV
+        if seen_BV is not None:
+            seen_BV = seen_BV.at[jnp.arange(B), token_B].max(active_B)
+        rows = rows._replace(
+            cache=cache,
+            last_B=jnp.where(active_B, token_B, rows.last_B),
+            done_B=rows.done_B | jnp.isin(token_B, stop_ids) | (counts_B >= rows.limits_B),
+            counts_B=counts_B,
+            seen_BV=seen_BV,
+        )
+        # Rows that are done write on in their columns; `counts_B` says what counts.
+        tokens_BN = jax.lax.dynamic_update_index_in_dim(tokens_BN, token_B, step, 1)
+        log_probs_BN = jax.lax.dynamic_update_index_in_dim(log_probs_BN, log_prob_B, step, 1)
+        return step + 1, rows, (tokens_BN, log_probs_BN)
+
+    _, rows, written = jax.lax.while_loop(unfinished, write_one, (jnp.int32(0), rows, written))
+    return rows, Written(*written, rows.counts_B - before_B, rows.done_B)

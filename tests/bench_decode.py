@@ -1,0 +1,120 @@
+"""Generation beside transformers; run by hand, not a test.
+
+    python tests/bench_decode.py 1 float32      # batch size, type
+    python tests/bench_decode.py 16 bfloat16
+
+SmolLM2-135M's shape with random weights, prompts of 64 tokens, 128 new ones, greedy. Each side is a
+process of its own and they take turns. `torch-avx2` holds torch's MKL to AVX2: that is how pip's
+torch runs on processors by AMD.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+PROMPT, NEW, VOCAB = 64, 128, 49152
+
+
+def ours(prompts: list[list[int]], dtype: str):
+    import jax
+
+    from llm.generate.engine import Engine
+    from llm.generate.sampler import Sampling
+    from llm.models.parameter import parameters
+    from llm.models.specs import LlamaSpec
+
+    spec = LlamaSpec(
+        vocab_size=VOCAB, max_seq_len=8192, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
+        d_mlp=1536,
+    )  # fmt: skip
+    params = jax.jit(lambda: parameters(spec.build(jax.random.key(0))))()
+    engine = Engine(spec, params, compute_dtype=dtype)
+    del params
+    sampling = Sampling(max_new_tokens=NEW, temperature=0.0)
+
+    def run() -> int:
+        answers = engine.generate(prompts, sampling, key=jax.random.key(0))
+        return sum(len(answer.ids) for (answer,) in answers)
+
+    return run
+
+
+def transformers(prompts: list[list[int]], dtype: str):
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
+        tie_word_embeddings=True, attn_implementation="sdpa", eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+    ids = torch.tensor(prompts)
+
+    def run() -> int:
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False,
+                pad_token_id=0,
+            )  # fmt: skip
+        return out[:, PROMPT:].numel()
+
+    return run
+
+
+def work(side: str, batch: int, dtype: str) -> None:
+    """Generate once for each line that arrives; answer with seconds, tokens and peak memory."""
+    prompts = np.random.default_rng(0).integers(1, VOCAB, (batch, PROMPT)).tolist()
+    run = ours(prompts, dtype) if side == "ours" else transformers(prompts, dtype)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        tokens = run()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        sys.stdout.write(json.dumps([time.perf_counter() - began, tokens, peak]) + "\n")
+        sys.stdout.flush()
+
+
+def start(side: str, *words: str) -> subprocess.Popen[str]:
+    """Start the process of one side."""
+    environment = dict(os.environ)
+    if side == "torch-avx2":
+        environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
+    command = [sys.executable, __file__, "--worker", side, *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+
+def main(batch: str, dtype: str, rounds: int = 5) -> None:
+    """Print medians, ratios and peak memory."""
+    sides = {side: start(side, batch, dtype) for side in ("ours", "torch", "torch-avx2")}
+    answers: dict[str, list[list[float]]] = {side: [] for side in sides}
+    for _ in range(rounds + 1):
+        for side, process in sides.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            answers[side].append(json.loads(process.stdout.readline()))
+    for side, process in sides.items():
+        process.communicate()
+        timed = answers[side][1:]  # the first warms up
+        ratios = [its[0] / our[0] for its, our in zip(timed, answers["ours"][1:], strict=True)]
+        wall = statistics.median(seconds for seconds, _, _ in timed)
+        sys.stdout.write(
+            f"batch {batch} {dtype} {side:10s} {wall:6.2f} s {timed[0][1] / wall:7.1f} tokens/s"
+            f"  peak {timed[-1][2]:.2f} GiB  ours is {statistics.median(ratios):.2f} x"
+            f" ({min(ratios):.2f} to {max(ratios):.2f})\n"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--worker":
+        work(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    else:
+        main(*sys.argv[1:3])
