@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def main(cfg: DictConfig) -> None:
         talk(spec_from_config(cfg, ChatSpec))
     except RefusedError as error:
         refuse(error)
-    except BrokenPipeError:  # whoever read the answers has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:  # while it loads; in the chat, Ctrl-C ends an answer
+        sys.stderr.write("Stopped.\n")
 
 
 def talk(spec: ChatSpec) -> None:
@@ -59,7 +59,8 @@ def talk(spec: ChatSpec) -> None:
         compute_dtype=machine.spec.compute_dtype,
     )
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     TerminalChat(conversation, console).run()
 
 

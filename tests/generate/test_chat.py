@@ -318,6 +318,42 @@ def test_the_cache_changes_no_answer(tokenizer: Tokenizer, engine: Engine) -> No
     assert "".join(talk.ask("Short")) == afresh()
 
 
+def test_what_the_cache_holds_is_not_run_again(
+    tokenizer: Tokenizer, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[int] = []
+    prefill, extend = Engine.prefill, Engine.extend
+
+    def counted_prefill(self: Engine, prompts: Any) -> Any:
+        run.append(len(prompts[0]) - 1)
+        return prefill(self, prompts)
+
+    def counted_extend(self: Engine, cache: Any, ids: Any) -> Any:
+        run.append(len(ids))
+        return extend(self, cache, ids)
+
+    monkeypatch.setattr(Engine, "prefill", counted_prefill)
+    monkeypatch.setattr(Engine, "extend", counted_extend)
+    talk = Conversation(
+        engine.session,
+        tokenizer,
+        ChatTemplate(CHATML, "", ""),
+        stop_ids=(0,),
+        context=512,
+        sampling=Sampling(max_new_tokens=4),
+        system="Be brief. " * 10,
+    )
+    questions = ["a" * 50, "b" * 20]
+    for question in questions:
+        list(talk.ask(question))
+    assert run[0] >= 100 + 50
+    # The question, the words of the template, and of the answer what is not UTF-8 (3 bytes each).
+    assert 20 < run[1] < 20 + 60
+    assert len(run) == 2
+    list(talk.retry())
+    assert len(run) == 2  # all but the last token was there
+
+
 def test_a_seed_repeats_a_conversation_and_retry_does_not(
     tokenizer: Tokenizer, engine: Engine
 ) -> None:
