@@ -207,7 +207,13 @@ def _card(path: Path) -> dict[str, Any]:
         return {}
     card = data if isinstance(data, dict) else {}
     names = {"license": "licence", "license_name": "licence_name", "base_model": "parents"}
-    return {ours: str(card[theirs]) for theirs, ours in names.items() if card.get(theirs)}
+    said = {ours: card.get(theirs) for theirs, ours in names.items()}
+    return {name: value for name, value in said.items() if value and _is_text(value)}
+
+
+def _is_text(value: Any) -> bool:
+    """Text, or a list of texts."""
+    return all(isinstance(item, str) for item in (value if isinstance(value, list) else [value]))
 
 
 def _json_object(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:

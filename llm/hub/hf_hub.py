@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, or from its cache on this machine."""
+"""Models from the Hugging Face hub, or from its cache on this machine, and to the hub."""
 
 from __future__ import annotations
 
@@ -60,6 +60,37 @@ def fetch_hf(name_with_revision: str) -> Path:
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = f"{endpoint}: {_first_line(error)}"
     raise RefusedError(f"{name} at revision {revision}: {reason}")
+
+
+def push_hf(folder: Path, name: str, *, private: bool) -> str:
+    """Upload a folder as a model of the hub, which is created if it is not there.
+
+    Args:
+        folder: all its files are uploaded in one commit.
+        name: `org/name`.
+        private: a new repository is visible to its owners only.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        RefusedError: the hub does not take it; the folder stays as it is.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+
+    try:
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Export from Lernaean"
+        )
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise RefusedError(
+            f"push={name}: {constants.ENDPOINT}: {_first_line(error)}. {folder} is complete: log "
+            f"in (`hf auth login`), then `hf upload {name} {folder}`"
+        ) from error
+    return str(commit)
 
 
 def _why(error: BaseException) -> str:

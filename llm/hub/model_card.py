@@ -1,0 +1,158 @@
+"""README.md of an exported model: where it comes from, what it scored, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm.hub.pretrained import Pretrained
+from llm.models.specs import ModelSpec
+
+_METRICS = ("eval/", "train/loss", "reward/")
+_PLAIN = """\
+text = tokenizer.bos_token + "Once upon a time"
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+"""
+_CHAT = """\
+messages = [{"role": "user", "content": "What is a language model?"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+"""
+_USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{where}")
+model = AutoModelForCausalLM.from_pretrained("{where}")
+{inputs}\
+ids = model.generate(**inputs, max_new_tokens=64, pad_token_id=tokenizer.eos_token_id)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+```
+"""
+
+
+def model_card(
+    pretrained: Pretrained, certificate: Mapping[str, Any], *, repo: str | None = None
+) -> str:
+    """Markdown with Hugging Face's metadata at its head.
+
+    Args:
+        pretrained: the model; its lineage may name a run folder, whose results are then shown.
+        certificate: see `llm.hub.certificate.certify`.
+        repo: `org/name` of the model on the hub; without one, the usage is for this folder.
+    """
+    spec, lineage = pretrained.spec, pretrained.lineage
+    run = _run(lineage)
+    inputs = _PLAIN if pretrained.chat_template is None else _CHAT
+    sections = [
+        _head(lineage, pretrained.source),
+        f"# {(repo or spec.name).rpartition('/')[2]}\n\n{_sentence(spec, certificate)}\n",
+        f"## Usage\n\n{_where(repo)}{_USAGE.format(where=repo or '.', inputs=inputs)}",
+        _results(run.get("result", {})),
+        _origin(pretrained, run.get("run", {})),
+        _checks(certificate),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _head(lineage: Mapping[str, Any], source: str) -> str:
+    """The metadata: YAML, of which JSON is a part."""
+    facts: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["jax", "lernaean"],
+    }
+    if lineage.get("licence"):
+        facts["license"] = lineage["licence"]
+    if lineage.get("licence_name"):
+        facts["license_name"] = lineage["licence_name"]
+    parent = lineage.get("source", source)
+    if parent.startswith("hf:"):
+        facts["base_model"] = parent.removeprefix("hf:").partition("@")[0]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items()]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _sentence(spec: ModelSpec, certificate: Mapping[str, Any]) -> str:
+    return (
+        f"A {type(spec).__name__.removesuffix('Spec')} language model with "
+        f"{certificate['parameters']:,} parameters ({certificate['dtype']}): {spec.n_layers} "
+        f"layers of width {spec.d_model}, {spec.n_heads} heads, a vocabulary of {spec.vocab:,} and "
+        f"a context of {spec.max_seq_len:,} tokens."
+    )
+
+
+def _where(repo: str | None) -> str:
+    return "" if repo else "From within this folder (or with its path in place of the dot):\n\n"
+
+
+def _results(result: Mapping[str, Any]) -> str:
+    """What the run measured, as in its result.json."""
+    rows = []
+    for when in ("final", "best"):
+        values = result.get(when)
+        for name, value in (values if isinstance(values, dict) else {}).items():
+            # The best metrics come with the step they were seen at.
+            number = value.get("value") if isinstance(value, dict) else value
+            if isinstance(number, (int, float)) and name.startswith(_METRICS):
+                rows.append(f"| {name} | {when} | {number:.4g} |")
+    if not rows:
+        return ""
+    return "\n".join(["## Results\n", "| metric | | value |", "| --- | --- | --- |", *rows, ""])
+
+
+def _origin(pretrained: Pretrained, run: Mapping[str, Any]) -> str:
+    """Lineage and data, as they were written down."""
+    lines = ["## Origin\n", f"- source: `{pretrained.source}`"]
+    shown = ("checkpoint", "step", "run", "revision", "licence", "parents")
+    facts = {key: pretrained.lineage[key] for key in shown if pretrained.lineage.get(key)}
+    parent = run.get("parent")
+    if isinstance(parent, dict):
+        facts["started from"] = parent.get("checkpoint") or parent.get("source") or parent
+    git = run.get("git")
+    if isinstance(git, dict):
+        facts["code"] = f"commit {git.get('commit')}{' with changes' if git.get('dirty') else ''}"
+    lines += [f"- {key}: `{value}`" for key, value in facts.items()]
+    specs = run.get("specs")
+    data = specs.get("data") if isinstance(specs, dict) else None
+    if isinstance(data, dict):
+        lines += ["\nTrained on:\n", "```json", json.dumps(data, indent=2), "```"]
+    return "\n".join([*lines, ""])
+
+
+def _checks(certificate: Mapping[str, Any]) -> str:
+    """The certificate in three sentences."""
+    logits = certificate["logits"]
+    back, theirs = logits["read_back"], logits["transformers"]
+    lines = [
+        "## Conversion\n",
+        f"Read back, all {len(certificate['tensors'])} tensors have the checksums they were "
+        f"written with. Over {logits['positions']} positions the logits differ from the model in "
+        f"memory by at most {back['max_difference']:.2g} (the largest is "
+        f"{logits['largest_logit']:.3g}); the likeliest token is the same at "
+        f"{back['greedy_agreement']:.2%} of them.",
+    ]
+    if theirs:
+        found = theirs["with_memory"]
+        lines.append(
+            f"transformers {theirs['version']} differs by at most {found['max_difference']:.2g} "
+            f"and agrees at {found['greedy_agreement']:.2%}."
+        )
+    return "\n".join([*lines, "certificate.json has the details.", ""])
+
+
+def _run(lineage: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """run.json and result.json of the run that the lineage names, as far as they can be read."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("run", "result"):
+        path = Path(str(lineage.get("run", ""))) / f"{name}.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            found[name] = content
+    return found

@@ -1,0 +1,27 @@
+"""What to publish, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm.core.hardware import HardwareSpec
+from llm.core.spec import RefusedError, Spec, knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec(Spec):
+    """One call of launch/export.py."""
+
+    checkpoint: str = knob("last", "run folder, checkpoint in it, last, hf:org/name, ...")
+    out: str = knob(doc="folder to write; it must not exist, or be empty")
+    push: str | None = knob(None, "org/name on the Hugging Face hub to upload to; null: none")
+    private: bool = knob(True, "a repository that push creates is visible to its owners only")
+    dtype: str = knob("float32", "type of the stored weights", choices=("float32", "bfloat16"))
+    max_shard_gib: float = knob(4.0, "weights above this are split into several files, GiB", gt=0)
+    hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")
+
+    def check(self) -> None:  # noqa: D102
+        if not self.out.strip():
+            raise RefusedError(f"out={self.out!r}: expected a folder")
+        if self.push is not None and self.push.count("/") != 1:
+            raise RefusedError(f"push={self.push}: expected org/name")

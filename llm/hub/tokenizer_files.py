@@ -1,0 +1,66 @@
+"""The tokenizer's files of a Hugging Face folder: for transformers, vLLM and llama.cpp alike."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from llm.core.spec import RefusedError
+from llm.hub.pretrained import Pretrained
+
+# `{% generation %}` marks what an assistant says, for masks in training. Most readers of templates
+# do not know the tag.
+_MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+def write_tokenizer(pretrained: Pretrained, folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the chat template.
+
+    Raises:
+        RefusedError: the tokenizer has tokens that the model has no embedding for.
+    """
+    tokenizer, spec = pretrained.tokenizer, pretrained.spec
+    if tokenizer.vocab_size > spec.vocab:
+        raise RefusedError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model vocab_size={spec.vocab}: "
+            "expected an embedding for every token"
+        )
+    name_of = {index: name for name, index in tokenizer.special_ids.items()}
+    ends = [name_of[index] for index in eos_ids(pretrained) if index in name_of]
+    named = {
+        "bos_token": name_of[tokenizer.start_id],
+        "eos_token": ends[0] if ends else tokenizer.separator,
+    }
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "model_max_length": spec.max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    if pretrained.chat_template is not None:
+        config["chat_template"] = plain_template(pretrained.chat_template)
+        (folder / "chat_template.jinja").write_text(config["chat_template"], "utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.to_hf_json(), "utf-8")
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", named)
+
+
+def eos_ids(pretrained: Pretrained) -> tuple[int, ...]:
+    """The tokens that end a text, the most usual one first."""
+    return pretrained.stop_ids or (pretrained.tokenizer.separator_id,)
+
+
+def plain_template(template: str) -> str:
+    """A chat template without `{% generation %}`; what it renders does not change.
+
+    A comment takes the tag's place, since whitespace around both is treated alike.
+    """
+    return _MARK.sub(lambda m: f"{{#{m[1]} {'end' if m[2] else 'assistant'} {m[3]}#}}", template)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """As indented JSON."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
