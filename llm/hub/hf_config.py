@@ -12,7 +12,7 @@ from typing import Any
 from loguru import logger
 
 from llm.core.spec import RefusedError
-from llm.hub.hf_rope import read_rope, rope_keys
+from llm.hub.hf_rope import read_rope, rope_keys, short
 from llm.models.specs import GPTSpec, LlamaSpec, ModelSpec
 
 Config = Mapping[str, Any]
@@ -270,9 +270,7 @@ def _model_type(config: Config) -> str:
             if name == architecture and kind in (None, known):
                 return known
     expected = ", ".join(_ARCHITECTURES.values())
-    raise _refusal(
-        config, "architectures", f"model_type={_short(kind)}: expected one of {expected}"
-    )
+    raise _refusal(config, "architectures", f"model_type={short(kind)}: expected one of {expected}")
 
 
 def _integer(config: Config, key: str, default: int | None = None) -> int:
@@ -315,12 +313,7 @@ def _list(config: Config, key: str) -> list[Any]:
 
 
 def _refusal(config: Config, key: str, reason: str) -> RefusedError:
-    return RefusedError(f"config.json: {key}={_short(config.get(key))}: {reason}")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return RefusedError(f"config.json: {key}={short(config.get(key))}: {reason}")
 
 
 def _either(values: Sequence[Any]) -> str:

@@ -42,9 +42,9 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScalingSpec]:
         return _theta("rope_theta", old_theta), RopeScalingSpec()
     if len(set(found.values())) > 1:
         raise RefusedError(
-            f"config.json: rope_scaling={config['rope_scaling']} with rope_theta={old_theta} and "
-            f"rope_parameters={config['rope_parameters']} contradict each other; remove the wrong "
-            "one"
+            f"config.json: rope_scaling={short(config['rope_scaling'])} with "
+            f"rope_theta={short(old_theta)} and rope_parameters={short(config['rope_parameters'])} "
+            "contradict each other; remove the wrong one"
         )
     theta, scaling = next(iter(found.values()))
     if old_theta is not None and _theta("rope_theta", old_theta) != theta:
@@ -55,7 +55,7 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScalingSpec]:
     longest = config.get(_LONGEST)
     if longest is not None and scaling.factor != 1 and longest != scaling.original_max_seq_len:
         raise RefusedError(
-            f"config.json: {_LONGEST}={longest} contradicts {scaling.original_max_seq_len} in "
+            f"config.json: {_LONGEST}={short(longest)} contradicts {scaling.original_max_seq_len} in "
             f"{next(iter(found))}; remove the wrong one"
         )
     return theta, scaling
@@ -81,18 +81,20 @@ def rope_keys(spec: LlamaSpec) -> dict[str, Any]:
 def _read_dict(key: str, values: Any, old_theta: Any) -> tuple[float, RopeScalingSpec]:
     """One of the two dicts."""
     if not isinstance(values, dict):
-        raise RefusedError(f"config.json: {key}={values}: expected an object")
+        raise RefusedError(f"config.json: {key}={short(values)}: expected an object")
     kind = values.get("rope_type", values.get("type", "default"))
     if not isinstance(kind, str) or kind not in _USED:
         expected = ", ".join(_USED)
-        raise RefusedError(f"config.json: {key}.rope_type={kind}: expected one of {expected}")
+        raise RefusedError(
+            f"config.json: {key}.rope_type={short(kind)}: expected one of {expected}"
+        )
     if values.get("type", kind) != kind:
         raise RefusedError(
-            f"config.json: {key} has rope_type={kind} and type={values['type']}; remove one"
+            f"config.json: {key} has rope_type={kind} and type={short(values['type'])}; remove one"
         )
     if values.get("partial_rotary_factor", 1) not in (None, 1):
         raise RefusedError(
-            f"config.json: {key}.partial_rotary_factor={values['partial_rotary_factor']}: only 1 "
+            f"config.json: {key}.partial_rotary_factor={short(values['partial_rotary_factor'])}: only 1 "
             "can be represented here"
         )
     theirs = {ours: _FIELDS[ours] for ours in _USED[kind]}
@@ -102,14 +104,17 @@ def _read_dict(key: str, values: Any, old_theta: Any) -> tuple[float, RopeScalin
     for names, problem in [(unknown, "is not known"), (missing, "is missing")]:
         if names:
             name = min(names)
-            where = f"{key}.{name}={values[name]}" if name in values else f"{key}.{name}"
+            where = f"{key}.{name}={short(values[name])}" if name in values else f"{key}.{name}"
             raise RefusedError(f"config.json: {where}: {problem} with rope_type={kind}")
     theta = _theta(f"{key}.rope_theta", values.get("rope_theta", old_theta))
-    given = {ours: values[name] for ours, name in theirs.items()}
-    for ours, value in given.items():
-        if not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
-            name = theirs[ours]
-            raise RefusedError(f"config.json: {key}.{name}={str(value)[:80]}: expected a number")
+    given: dict[str, Any] = {}
+    for ours, name in theirs.items():
+        value, whole = values[name], ours == "original_max_seq_len"
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < _LARGEST:
+            expected = "a whole number above 0" if whole else "a number above 0"
+            raise RefusedError(f"config.json: {key}.{name}={short(value)}: expected {expected}")
+        given[ours] = value if whole else float(value)
     if kind == "default" or given["factor"] == 1:
         return theta, RopeScalingSpec()
     try:
@@ -122,5 +127,11 @@ def _theta(key: str, value: Any) -> float:
     if value is None:
         return _DEFAULT_THETA
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LARGEST:
-        raise RefusedError(f"config.json: {key}={str(value)[:80]}: expected a number above 0")
+        raise RefusedError(f"config.json: {key}={short(value)}: expected a number above 0")
     return float(value)
+
+
+def short(value: Any) -> str:
+    """A value from a file, for a message that people can read."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 from llm.core.spec import RefusedError
 from llm.hub import certificate
 from llm.hub.export import export
-from llm.hub.hf_config import hf_config, spec_from_hf_config
+from llm.hub.hf_config import hf_config
 from llm.hub.pretrained import Pretrained
 from llm.hub.tokenizer_files import plain_template
 from llm.hub.weight_table import hf_tensors
@@ -349,13 +349,3 @@ def test_stopped_half_way_nothing_is_left(problem, tmp_path: Path, monkeypatch) 
     with pytest.raises(problem):
         export(pretrained_of(gpt()), random_params(gpt()), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_specs_survive_the_configuration() -> None:
-    for spec in SPECS.values():
-        config = json.loads(json.dumps(hf_config(spec, dtype="float32")))
-        again = spec_from_hf_config(config)
-        assert again.to_json() == {
-            **spec.to_json(), "name": again.name,
-            **({"head_dim": spec.head_size} if hasattr(spec, "head_dim") else {}),
-        }  # fmt: skip
