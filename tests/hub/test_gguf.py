@@ -1,5 +1,6 @@
 """GGUF files: against transformers reading the same file, and damaged ones."""
 
+import functools
 import math
 import random
 import resource
@@ -8,6 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import jax
@@ -50,11 +52,18 @@ def by_transformers(folder: Path, name: str = "x.gguf") -> Any:
     """What from_pretrained(gguf_file=...) makes, which wants a package that does nothing here."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    config = AutoConfig.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    read = load_gguf_checkpoint(folder / name, return_tensors=True, model_to_load=model)
+    torch.set_num_threads(1)  # several of ours and several of theirs wait for each other
+    with (
+        mock.patch("gguf.GGUFReader", functools.cache(gguf.GGUFReader)),  # slow, and called again
+        mock.patch("gguf.get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        no_init_weights(),
+    ):
+        config = AutoConfig.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        read = load_gguf_checkpoint(folder / name, return_tensors=True, model_to_load=model)
     missing, stray = model.load_state_dict(read["tensors"], strict=False)
     assert not stray
     assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
