@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from loguru import logger
 from omegaconf import DictConfig
 
-from launch.config import refuse, schema, spec_from_config, start, start_logging
+from launch.config import refuse, spec_from_config, start, start_logging
 from llm.core.spec import RefusedError
 from llm.generate.chat_spec import ChatSpec
-
-ConfigStore.instance().store(group="schema", name="chat", node=schema(ChatSpec))
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="chat")
@@ -36,7 +33,6 @@ def talk(spec: ChatSpec) -> None:
     from llm.core.machine import claim
     from llm.generate.chat import converse
     from llm.generate.language_model import load
-    from llm.generate.sampler import Sampling
     from llm.generate.terminal_chat import TerminalChat
     from llm.report.terminal import console
 
@@ -45,14 +41,7 @@ def talk(spec: ChatSpec) -> None:
         logger.warning(machine.note)
     conversation = converse(
         load(spec.checkpoint),
-        sampling=Sampling(
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            top_k=spec.top_k,
-            top_p=spec.top_p,
-            min_p=spec.min_p,
-            repetition_penalty=spec.repetition_penalty,
-        ),
+        sampling=spec.sampling(),
         system=spec.system,
         template=template,
         seed=spec.seed,

@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,9 @@ from launch.help import explained_keys, option_groups
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import PackedSpec, PaddedSpec
+from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
+from llm.hub.specs import ExportSpec
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.specs import (
@@ -43,7 +45,12 @@ MISCOMPOSED = 1  # exit status: Hydra could not make a configuration of these wo
 REFUSED = 2  # exit status: it could, and we do not accept it
 
 SCHEMAS: dict[str, dict[str, type[Spec]]] = {
-    "": {"experiment": ExperimentSpec, "generate": GenerateSpec},
+    "": {
+        "experiment": ExperimentSpec,
+        "generate": GenerateSpec,
+        "chat": ChatSpec,
+        "export": ExportSpec,
+    },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
     "trainer": {"pretrain": PretrainSpec},
@@ -97,6 +104,8 @@ def _thawed(spec: type[Spec]) -> Any:
     fields: list[tuple[str, Any, Any]] = [("_target_", str, _target(spec))]
     for field in dataclasses.fields(spec):
         hint = hints[field.name]
+        if any(typing.get_origin(arg) is Sequence for arg in typing.get_args(hint)):
+            hint = Any  # `str | Sequence[str]`: OmegaConf has no such unions; the spec checks it
         if _is_spec(hint):
             if hint.__subclasses__():
                 fields.append((field.name, Any, dataclasses.field(default=MISSING)))
@@ -105,7 +114,7 @@ def _thawed(spec: type[Spec]) -> Any:
                 fields.append((field.name, nested, dataclasses.field(default_factory=nested)))
             continue
         args = typing.get_args(hint)
-        if typing.get_origin(hint) in (list, tuple):  # OmegaConf knows lists only
+        if typing.get_origin(hint) in (list, tuple, Sequence):  # OmegaConf knows lists only
             hint = list[schema(args[0]) if _is_spec(args[0]) else args[0]]  # type: ignore[misc]
         if isinstance(field.default, tuple):
             default = dataclasses.field(default_factory=functools.partial(list, field.default))

@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from loguru import logger
 from omegaconf import DictConfig
 
-from launch.config import refuse, schema, spec_from_config, start, start_logging
+from launch.config import refuse, spec_from_config, start, start_logging
 from llm.core.spec import RefusedError
 from llm.hub.specs import ExportSpec
-
-ConfigStore.instance().store(group="schema", name="export", node=schema(ExportSpec))
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")

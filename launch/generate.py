@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import hydra
 from loguru import logger
@@ -15,27 +16,46 @@ from llm.generate.specs import GenerateSpec
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
-    """Write prompt and continuations to standard output."""
+    """Write prompts and answers to standard output, or to a file."""
     try:
         start_logging()
-        spec = spec_from_config(cfg, GenerateSpec)
-        from llm.core.machine import claim
-        from llm.generate.language_model import load
-
-        machine = claim(spec.hardware)
-        if machine.note:
-            logger.warning(machine.note)
-        texts = load(spec.checkpoint).generate(
-            [spec.prompt] * spec.n,
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            seed=spec.seed,
-        )
+        generate(spec_from_config(cfg, GenerateSpec))
     except RefusedError as error:
         refuse(error)
-    for text in texts:
-        sys.stdout.write(f"{spec.prompt}{text}\n\n")
+
+
+def generate(spec: GenerateSpec) -> None:
+    """Load the model and continue the prompts."""
+    from llm.generate.prompts import check_out, read_prompts, write_answers
+
+    prompts = [spec.prompt or ""]
+    if spec.prompts_file is not None:
+        prompts = read_prompts(Path(spec.prompts_file).expanduser())
+    out = None if spec.out is None else Path(spec.out).expanduser()
+    if out is not None:
+        check_out(out)
+    from llm.core.machine import claim
+    from llm.generate.language_model import load
+
+    machine = claim(spec.hardware)
+    if machine.note:
+        logger.warning(machine.note)
+    lm = load(spec.checkpoint, dtype=spec.dtype, compute_dtype=machine.spec.compute_dtype)
+    answers = lm.generate(
+        prompts,
+        n=spec.n,
+        stop=spec.stop or True,
+        seed=spec.seed,
+        batch_size=spec.batch_size,
+        sampling=spec.sampling(),
+    )
+    if out is not None:
+        write_answers(out, prompts, answers)
+        logger.info("{} answers to {} prompts in {}", len(prompts) * spec.n, len(prompts), out)
+        return
+    for prompt, texts in zip(prompts, answers, strict=True):
+        for text in texts:
+            sys.stdout.write(f"{prompt}{text}\n\n")
 
 
 if __name__ == "__main__":

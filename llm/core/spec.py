@@ -100,7 +100,7 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, arg) for arg in args)
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
     if hint is Any:
         return True
@@ -115,7 +115,7 @@ def _in_words(hint: Any) -> str:
     """A field's type for people who do not read type hints."""
     if isinstance(hint, types.UnionType):
         return " or ".join(_in_words(arg) for arg in typing.get_args(hint))
-    if typing.get_origin(hint) in (list, tuple):
+    if typing.get_origin(hint) in (list, tuple, Sequence):
         return f"a list, each item {_in_words(typing.get_args(hint)[0])}"
     words: dict[Any, str] = {
         int: "a whole number",

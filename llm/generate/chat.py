@@ -20,7 +20,7 @@ from llm.data.chat_template import ChatTemplate
 from llm.data.chat_tokens import encode_chat
 from llm.data.tokenizer import Tokenizer
 from llm.generate.language_model import LanguageModel
-from llm.generate.sampler import Sampling
+from llm.generate.specs import Sampling
 
 Pieces = Generator[str, None, None]
 

@@ -34,7 +34,8 @@ from llm.generate.rows import (
     prefill,
     reshape_rows,
 )
-from llm.generate.sampler import Sampling
+from llm.generate.sampler import program_of, values_of
+from llm.generate.specs import Sampling
 from llm.models.cache import KVCache
 from llm.models.specs import ModelSpec
 
@@ -136,9 +137,9 @@ class Engine:
         self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int
     ) -> tuple[Rows, Written]:
         """Some tokens more for each row; what was written comes back as NumPy arrays."""
-        plan = Plan(self.dtype, sampling.program)
+        plan = Plan(self.dtype, program_of(sampling))
         rows, written = decode(
-            self.spec, self._params, rows, sampling.values, stop_ids, steps, plan
+            self.spec, self._params, rows, values_of(sampling), stop_ids, steps, plan
         )
         return rows, jax.device_get(written)
 
@@ -262,7 +263,7 @@ class _Batch:
         )
         capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
         if self.rows is None:
-            plan = Plan(self.engine.dtype, self.sampling.program)
+            plan = Plan(self.engine.dtype, program_of(self.sampling))
             self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan)
         elif len(self.slots) > B or self.rows.cache.capacity < capacity:
             kept = busy if len(self.slots) > B else list(range(B))
@@ -325,7 +326,7 @@ class Session:
         cache, text = self._catch_up(list(ids)), list(ids)
         self._cache = None  # it is donated below: nobody may hold on to it
         self.tokens = []
-        plan = Plan(engine.dtype, sampling.program)
+        plan = Plan(engine.dtype, program_of(sampling))
         rows = empty_rows(spec, self._key, (1, SMALLEST), plan)._replace(
             cache=cache,
             last_B=jnp.asarray(text[-1:], jnp.int32),
@@ -386,9 +387,7 @@ def pad_stop_ids(stop_ids: Sequence[int]) -> Int32[np.ndarray, " n"]:
     )
 
 
-def seen_tokens(
-    texts: dict[int, Sequence[int]], rows: int, vocab: int
-) -> Int32[np.ndarray, "B T"]:
+def seen_tokens(texts: dict[int, Sequence[int]], rows: int, vocab: int) -> Int32[np.ndarray, "B T"]:
     """The tokens of some rows, padded with `vocab`, which is no token."""
     width = bucket(max(map(len, texts.values())), SMALLEST)
     tokens_BT = np.full((rows, width), vocab, np.int32)

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
-from llm.generate.decode import check_ids, generate
+from llm.generate.engine import Engine, check_ids
+from llm.generate.specs import Sampling
+from llm.generate.stop_strings import Cut
 from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
 from llm.models.binding import bind
@@ -29,6 +31,8 @@ class LanguageModel:
     pretrained: Pretrained
     params: Any
     """Nested dict of arrays, see `llm.models.parameter.parameters`."""
+    compute_dtype: str = "float32"
+    """Of the matrix products and the cache in generation."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -61,57 +65,71 @@ class LanguageModel:
         check_ids(self.spec, ids.ravel().tolist())
         return np.asarray(_logits(self.spec, self.params, jnp.asarray(ids)))
 
+    @cached_property
+    def engine(self) -> Engine:
+        """For generating: answers with their log-probabilities, and sessions."""
+        return Engine(self.spec, self.params, compute_dtype=self.compute_dtype)
+
     def generate(
         self,
         prompts: Sequence[str] | Sequence[Sequence[int]],
         *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        n: int | None = None,
+        stop: bool | Sequence[str] = True,
         seed: int = 0,
-        stop: bool = True,
+        batch_size: int = 32,
+        sampling: Sampling | None = None,
+        **settings: Any,
     ) -> Any:
         """Continue prompts: text in, text out; or ids in, ids out.
 
         Args:
             prompts: texts, which begin a document, or token ids, taken as they are.
-            max_new_tokens: length of the longest continuation.
-            temperature: 0 takes the likeliest token.
-            top_p: sample from the likeliest tokens that together hold this probability.
+            n: samples per prompt; a list of lists comes back then.
+            stop: end at the model's stop tokens; False runs on to `max_new_tokens`. Strings end an
+                answer besides: it is cut before the first of them.
             seed: all randomness follows from it.
-            stop: end at the token between documents; False runs on to `max_new_tokens`.
+            batch_size: rows that are decoded at a time.
+            sampling: how tokens are drawn.
+            settings: fields of `Sampling` to change, such as max_new_tokens=64, temperature=0.0.
 
         Raises:
-            RefusedError: more tokens than the model can see, ids that are no tokens, or a lone
-                text where a list of texts is expected.
+            RefusedError: more tokens than the model can see, ids that are no tokens, a setting out
+                of bounds, or a lone text where a list of texts is expected.
         """
         if isinstance(prompts, str):
             raise RefusedError(f"generate([{prompts[:20]!r}]) takes a list of prompts, also of one")
-        tokenizer = self.tokenizer
-        ids = [
-            [tokenizer.start_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
-            for prompt in prompts
-        ]
-        new = generate(
-            self.spec,
-            self.params,
-            ids,
+        strings = [] if isinstance(stop, bool) else list(stop)
+        if not all(isinstance(string, str) and string for string in strings):
+            raise RefusedError(f"stop={stop}: expected true, false or a list of texts, none empty")
+        cut = Cut(self.tokenizer, strings)
+        answers = self.engine.generate(
+            [self.begin(p) if isinstance(p, str) else p for p in prompts],
+            (sampling or Sampling()).replace(**settings),
             key=jax.random.key(seed),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop_ids=self.stop_ids if stop else (),
+            stop_ids=() if stop is False else self.stop_ids,
+            n=n or 1,
+            batch_size=batch_size,
+            is_over=cut.is_over if strings else None,
         )
-        texts = bool(prompts) and isinstance(prompts[0], str)
-        return [tokenizer.decode(row) for row in new] if texts else new
+        form = cut.text if prompts and isinstance(prompts[0], str) else cut.ids
+        results = [[form(answer.ids) for answer in row] for row in answers]
+        return results if n else [row[0] for row in results]
+
+    def begin(self, text: str) -> list[int]:
+        """Ids of a text that begins a document."""
+        return [self.tokenizer.start_id, *self.tokenizer.encode(text)]
 
 
-def load(source: str | Sequence[str], *, dtype: str = "float32") -> LanguageModel:
+def load(
+    source: str | Sequence[str], *, dtype: str = "float32", compute_dtype: str | None = None
+) -> LanguageModel:
     """The model of a checkpoint, on the first device.
 
     Args:
         source: see `llm.hub.sources`; of several, the first that can be had.
         dtype: type in which the weights are kept.
+        compute_dtype: type of the matrix products and the cache in generation; `dtype` if left out.
 
     Raises:
         RefusedError: there is no such checkpoint, or it does not fit its own spec.
@@ -122,7 +140,7 @@ def load(source: str | Sequence[str], *, dtype: str = "float32") -> LanguageMode
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here), shapes
     )
-    return LanguageModel(pretrained, pretrained.weights(template))
+    return LanguageModel(pretrained, pretrained.weights(template), compute_dtype or dtype)
 
 
 def _logits_of(spec: ModelSpec, params: Any, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from llm.generate.sampler import Program, Values, sample
 from llm.models.binding import bind
@@ -47,12 +47,15 @@ class Rows(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What one call of `decode` wrote: the first `counts_B` columns of each row."""
+    """What one call of `decode` wrote: the first `counts_B` columns of each row.
 
-    tokens_BN: Int[Array, "B N"]
-    log_probs_BN: Float[Array, "B N"]
-    counts_B: Int[Array, " B"]
-    done_B: Bool[Array, " B"]
+    Arrays [B, N], [B, N], [B] and [B]: of JAX on the device, of NumPy for the host.
+    """
+
+    tokens_BN: Any
+    log_probs_BN: Any
+    counts_B: Any
+    done_B: Any
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
@@ -109,14 +112,14 @@ def extend(
 
 
 class Admitted(NamedTuple):
-    """Prompts for the rows that are free, as [B]; what stands at other rows is ignored."""
+    """Prompts for the rows that are free, int32 [B]; what stands at other rows is ignored."""
 
-    source_B: Int[Array, " B"]
+    source_B: Any
     """Row of the prefilled cache that holds the prompt; -1 leaves the row alone."""
-    last_B: Int[Array, " B"]
-    limits_B: Int[Array, " B"]
-    prompts_B: Int[Array, " B"]
-    samples_B: Int[Array, " B"]
+    last_B: Any
+    limits_B: Any
+    prompts_B: Any
+    samples_B: Any
     """Number of the prompt and of the sample of it: what a row's key is made of."""
 
 
@@ -175,8 +178,8 @@ def reshape_rows(rows: Rows, kept_B: Int[Array, " B"], capacity: int) -> Rows:
         values=tuple(map(resize, rows.cache.values)),
         lengths_B=rows.cache.lengths_B[kept_B],
     )
-    rest = jax.tree.map(lambda x: x[kept_B], rows._replace(cache=None))
-    return rest._replace(cache=cache)
+    _, *rest = rows
+    return Rows(cache, *jax.tree.map(lambda x: x[kept_B], rest))
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)

@@ -5,79 +5,16 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from llm.core.spec import RefusedError
+from llm.generate.specs import Sampling
 
 _BLOCK = 128  # tokens; draws look at sums of blocks first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn. The filters apply in the order in which they stand here."""
-
-    max_new_tokens: int = 128
-    repetition_penalty: float = 1.0
-    """Divides the positive and multiplies the negative logits of tokens that the prompt or the
-    answer has already (Keskar et al. 2019); 1 is off."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: int = 0
-    """Draw from the k likeliest tokens, and from those as likely as the last of them; 0 is off."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that together hold this probability (Holtzman et al. 2020)."""
-    min_p: float = 0.0
-    """Leave out tokens less likely than this share of the likeliest (Nguyen et al. 2024)."""
-
-    def __post_init__(self) -> None:
-        def refuse(name: str, expected: str) -> None:
-            raise RefusedError(f"{name}={getattr(self, name)}: expected {expected}")
-
-        if self.max_new_tokens < 1:
-            refuse("max_new_tokens", "at least 1")
-        if not 0 <= self.temperature < math.inf:
-            refuse("temperature", "0 or more")
-        if self.top_k < 0:
-            refuse("top_k", "0 or more")
-        if not 0 < self.top_p <= 1:
-            refuse("top_p", "more than 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            refuse("min_p", "a share between 0 and 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            refuse("repetition_penalty", "more than 0")
-
-    def replace(self, **changes: float) -> Sampling:
-        """A copy with some settings changed."""
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def program(self) -> Program:
-        """What has to be compiled for these settings."""
-        greedy = self.temperature == 0
-        return Program(
-            greedy=greedy,
-            penalised=self.repetition_penalty != 1,
-            top_k=not greedy and self.top_k > 0,
-            top_p=not greedy and self.top_p < 1,
-            min_p=not greedy and self.min_p > 0,
-        )
-
-    @property
-    def values(self) -> Values:
-        """The numbers, which may change without a new program."""
-        return Values(
-            *(jnp.float32(x) for x in (self.temperature or 1.0, self.repetition_penalty)),
-            jnp.int32(self.top_k),
-            *(jnp.float32(x) for x in (self.top_p, self.min_p)),
-        )
 
 
 class Program(NamedTuple):
@@ -100,6 +37,29 @@ class Values(NamedTuple):
     min_p: Float[Array, ""]
 
 
+def program_of(sampling: Sampling) -> Program:
+    """What has to be compiled for these settings."""
+    greedy = sampling.temperature == 0
+    return Program(
+        greedy=greedy,
+        penalised=sampling.repetition_penalty != 1,
+        top_k=not greedy and sampling.top_k > 0,
+        top_p=not greedy and sampling.top_p < 1,
+        min_p=not greedy and sampling.min_p > 0,
+    )
+
+
+def values_of(sampling: Sampling) -> Values:
+    """The numbers, which may change without a new program."""
+    return Values(
+        temperature=jnp.float32(sampling.temperature or 1.0),
+        repetition_penalty=jnp.float32(sampling.repetition_penalty),
+        top_k=jnp.int32(sampling.top_k),
+        top_p=jnp.float32(sampling.top_p),
+        min_p=jnp.float32(sampling.min_p),
+    )
+
+
 def sample(
     logits_BV: Float[Array, "B V"],
     keys_B: Key[Array, " B"],
@@ -113,7 +73,7 @@ def sample(
         logits_BV: fp32 scores over the vocabulary.
         keys_B: one key per row, so that a row's tokens do not depend on its neighbours.
         seen_BV: tokens that the penalty is for; not looked at without one.
-        values, program: see `Sampling`.
+        values, program: see `llm.generate.specs.Sampling`.
 
     Returns:
         Tokens, and their log-probability under the model at this temperature (at 1 for greedy

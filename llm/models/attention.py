@@ -1,8 +1,8 @@
 """Causal attention within segments, with grouped queries.
 
-Whole rows go by blocks of queries, and their backward pass is written out: it needs a block's scores
-and their log-sum-exp, not several arrays of that size as plain differentiation does (Dao et al.
-2022). Keys after a block are skipped.
+Whole rows go by blocks of queries, and their backward pass is written out: it needs a block's
+scores and their log-sum-exp, not several arrays of that size as plain differentiation does (Dao et
+al. 2022). Keys after a block are skipped.
 
 B batch, T queries, S keys, N query heads, K key/value heads, G = N / K, H head width.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class ModelSpec(Spec, abc.ABC):
     d_model: int = knob(384, "width of the residual stream", gt=0)
     n_heads: int = knob(6, "query heads", gt=0)
     init_std: float = knob(0.02, "standard deviation of the initial weights", gt=0)
+    pretrained: Sequence[str] = knob(
+        [], "where published weights of this shape are; tried in order with init_from=pretrained"
+    )
 
     @property
     @abc.abstractmethod

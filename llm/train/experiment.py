@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm.core.hardware import HardwareSpec
@@ -34,7 +35,9 @@ class SamplesSpec(Spec):
     """Text sampled while training, to see what the model has learned."""
 
     every: int | None = knob(150, "steps between samples; null draws none", gt=0)
-    prompts: list[str] = knob(["", "def "], "texts to go on from; an empty one starts a document")
+    prompts: Sequence[str] = knob(
+        ["", "def "], "texts to go on from; an empty one starts a document"
+    )
     max_new_tokens: int = knob(64, "tokens per sample", gt=0)
     temperature: float = knob(0.8, "0 takes the likeliest token", ge=0)
     top_p: float = knob(0.95, "sample from the likeliest tokens that hold this much", gt=0, le=1)
@@ -46,7 +49,10 @@ class ExperimentSpec(Spec):
 
     name: str = knob(doc="name of the run's folder and W&B run")
     seed: int = knob(0, "all randomness follows from it", ge=0)
-    init_from: str | None = knob(None, "checkpoint to take the first weights from")
+    init_from: str | Sequence[str] | None = knob(
+        None,
+        "first weights: pretrained (the model's own), a run folder, hf:org/name, ...",
+    )
     resume: str | None = knob(None, "true, last or a run folder: continue that run")
     model: ModelSpec = knob(doc="model")
     data: DataSpec = knob(doc="data")
@@ -56,6 +62,13 @@ class ExperimentSpec(Spec):
     checkpoint: CheckpointSpec = knob(CheckpointSpec(), "checkpoints")
     samples: SamplesSpec = knob(SamplesSpec(), "text sampled while training")
     tracker: TrackerSpec = knob(TrackerSpec(), "Weights & Biases")
+
+    @property
+    def first_weights(self) -> str | Sequence[str] | None:
+        """Checkpoint sources to begin with; None for random weights."""
+        if self.init_from != "pretrained":
+            return self.init_from
+        return self.model.pretrained
 
     @property
     def resumes(self) -> bool:
@@ -69,6 +82,11 @@ class ExperimentSpec(Spec):
                 "launch/main.py; here only true or false make sense"
             )
         data, model, hardware = self.data, self.model, self.hardware
+        if self.init_from == "pretrained" and not model.pretrained:
+            raise RefusedError(
+                f"init_from=pretrained: model={model.name} has no published weights; name a "
+                "checkpoint, or set model.pretrained"
+            )
         if not self.name.strip() or "/" in self.name:
             raise RefusedError(f"name={self.name}: becomes part of a folder's name; no / in it")
         if data.seq_len > model.max_seq_len:

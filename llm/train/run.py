@@ -16,11 +16,9 @@ from loguru import logger
 from llm.core.machine import claim
 from llm.core.mesh import put_rows, replicated
 from llm.core.spec import RefusedError
-from llm.data.pipeline import Data
-from llm.generate.decode import check_prompts, generate
-from llm.hub.checkpoints import Checkpoints, Restored, read_checkpoint_meta, read_checkpoint_weights
-from llm.hub.sources import find_checkpoint
-from llm.models.specs import ModelSpec
+from llm.generate.engine import Engine, check_prompts
+from llm.generate.specs import Sampling
+from llm.hub.checkpoints import Checkpoints, Restored
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
 from llm.report.run_files import note_resume, now, write_result, write_run
@@ -29,6 +27,7 @@ from llm.train.compiled import Compiled
 from llm.train.evaluate import evaluate
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
+from llm.train.origin import Origin
 from llm.train.run_folder import check_run_folder
 from llm.train.state import StateFactory, TrainState
 from llm.train.step import Stepper
@@ -98,14 +97,18 @@ class _Run:
                 self.machine = claim(self.experiment.hardware)
                 if self.machine.note:
                     logger.warning(self.machine.note)
+                origin = Origin(self.experiment, self.folder)
                 self.data = self.experiment.data.build(
-                    self.experiment.seed, jax.process_index(), jax.process_count()
+                    self.experiment.seed,
+                    jax.process_index(),
+                    jax.process_count(),
+                    origin.tokenizer(),
                 )
-                self.model = _with_vocabulary(self.experiment.model, self.data)
+                self.model = origin.model(self.data.tokenizer)
                 self.factory = factory = self._factory()
                 checkpoints = self._checkpoints()
                 restored = checkpoints.restore_newest(factory.template)
-                parent, state = self._first_state(factory, restored)
+                parent, state = self._first_state(factory, restored, origin)
                 report = self._report(parent, restored, _count(state.params))
         except Exception as error:
             self._note_failure(error)
@@ -161,9 +164,9 @@ class _Run:
         return Checkpoints(self.folder / "checkpoints", keep=spec.keep, keep_best=spec.keep_best)
 
     def _first_state(
-        self, factory: StateFactory, restored: Restored | None
+        self, factory: StateFactory, restored: Restored | None, origin: Origin
     ) -> tuple[dict[str, Any] | None, TrainState]:
-        """The state to begin with, and the checkpoint it descends from."""
+        """The state to begin with, and what it descends from."""
         if restored is not None:
             if restored.meta["fingerprint"] != self.data.fingerprint:
                 raise RefusedError(
@@ -171,19 +174,11 @@ class _Run:
                     "changed files or another tokenizer); the run cannot go on with it"
                 )
             return restored.meta["parent"], restored.arrays
-        if self.experiment.init_from is None:
+        first = origin.weights(factory.template.params)
+        if first is None:
             return None, factory.fresh()
-        source = find_checkpoint(self.experiment.init_from)
-        meta = read_checkpoint_meta(source)
-        if meta["tokenizer"] != self.data.tokenizer.to_json():
-            raise RefusedError(
-                f"init_from={self.experiment.init_from}: its tokenizer is not that of the data; "
-                f"set data.tokenizer.path={source.parent.parent / 'tokenizer.json'}"
-            )
-        weights = read_checkpoint_weights(source, factory.template.params)
-        logger.info("First weights from {} (step {}).", source, meta["step"])
-        parent = {"checkpoint": str(source), "step": meta["step"], "run": meta["run"]}
-        return parent, factory.from_weights(weights)
+        lineage, weights = first
+        return lineage, factory.from_weights(weights)
 
     def _report(
         self, parent: dict[str, Any] | None, restored: Restored | None, n_params: int
@@ -320,35 +315,22 @@ class _Run:
         prompts = [[tokenizer.start_id, *tokenizer.encode(text)] for text in spec.prompts]
         check_prompts(self.model, prompts, spec.max_new_tokens)
 
+        sampling = Sampling(
+            max_new_tokens=spec.max_new_tokens, temperature=spec.temperature, top_p=spec.top_p
+        )
+
         def sample(params: Any, step: int) -> tuple[list[str], list[str]]:
-            new = generate(
-                self.model,
-                params,
+            engine = Engine(self.model, params, compute_dtype=self.machine.spec.compute_dtype)
+            answers = engine.generate(
                 prompts,
+                sampling,
                 key=jax.random.fold_in(jax.random.key(self.experiment.seed), step),
-                max_new_tokens=spec.max_new_tokens,
-                temperature=spec.temperature,
-                top_p=spec.top_p,
                 stop_ids=[tokenizer.separator_id],
-                compute_dtype=self.machine.spec.compute_dtype,
             )
-            return list(spec.prompts), [tokenizer.decode(ids) for ids in new]
+            return list(spec.prompts), [tokenizer.decode(answer.ids) for (answer,) in answers]
 
         # On a thread, since it may compile: a stop need not wait for that.
         return lambda params, step: self.stop.wait_for(lambda: sample(params, step))
-
-
-def _with_vocabulary(model: ModelSpec, data: Data) -> ModelSpec:
-    """The model's spec with the size of its vocabulary settled."""
-    size = data.tokenizer.vocab_size
-    if model.vocab_size is None:
-        return model.replace(vocab_size=size)
-    if model.vocab_size < size:
-        raise RefusedError(
-            f"model.vocab_size={model.vocab_size}: the tokenizer has {size} tokens; set it to "
-            "null to take the tokenizer's"
-        )
-    return model
 
 
 def _padded_to(token_bytes: np.ndarray, vocab: int) -> jax.Array:

@@ -21,10 +21,10 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
     """
     record = folder / "run.json"
     if not record.exists():
-        if experiment.init_from is not None:
-            from llm.hub.sources import find_checkpoint
+        if experiment.first_weights is not None:
+            from llm.hub.sources import check_source
 
-            find_checkpoint(experiment.init_from, "init_from")
+            check_source(experiment.first_weights, "init_from")
         return
     if not experiment.resumes:
         raise RefusedError(

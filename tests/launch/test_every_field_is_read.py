@@ -6,6 +6,7 @@ fields (checks, comparison, hashing, JSON).
 """
 
 import dataclasses
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from unittest.mock import MagicMock
 
 import jax
 import pytest
+from hydra import compose
 
+from launch.chat import main as chat
 from launch.config import SCHEMAS
+from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
 from llm.core import machine
@@ -132,10 +136,24 @@ def test_every_field_of_every_spec_is_read(
             trainer = experiment(*words).trainer
             trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
         generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
+        talk_and_export(trained_run, tmp_path, monkeypatch)
+        for model in ("gpt2", "llama"):
+            assert experiment("init_from=pretrained", f"model={model}").first_weights
         read_a_dataset(tmp_path, monkeypatch)
         look_for_a_gpu(monkeypatch)
     reads |= read_by_conf()
     assert unread(SPECS, reads) == []
+
+
+def talk_and_export(trained_run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other programs, on a model that is there."""
+    template = folder / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    words = [f"checkpoint={trained_run}", "hardware.compilation_cache=null"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("def\n"))
+    chat(compose("chat", [*words, f"template={template}", "max_new_tokens=2"]))
+    monkeypatch.setattr("llm.hub.hf_hub.push_hf", lambda *_, **__: "there")
+    export(compose("export", [*words, f"out={folder / 'exported'}", "push=org/name"]))
 
 
 def read_a_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

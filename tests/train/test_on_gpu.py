@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from test_step import MODEL, batch, parts
 
-from llm.generate.decode import _generate
+from llm.generate.rows import Plan, decode, empty_rows
+from llm.generate.sampler import program_of, values_of
+from llm.generate.specs import Sampling
 from llm.models.specs import GPTSpec
 
 GPT = GPTSpec(vocab_size=64, max_seq_len=32, n_layers=2, d_model=32, n_heads=4, dropout=0.1)
@@ -27,11 +29,14 @@ def test_the_step_lowers_for_cuda(model) -> None:
 @pytest.mark.parametrize("model", [GPT, MODEL], ids=["gpt", "llama"])
 def test_generation_lowers_for_cuda(model) -> None:
     _, factory = parts(model)
-    arguments = (
-        factory.fresh().params, np.zeros((2, 8), np.int32), np.full(2, 8, np.int32),
-        jax.random.key(0), np.zeros(1, np.int32), 4, 0.8, 0.9, "bfloat16",
-    )  # fmt: skip
-    text = _generate.trace(model, *arguments).lower(lowering_platforms=("cuda",)).as_text()
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    plan = Plan("bfloat16", program_of(sampling))
+    rows = empty_rows(model, jax.random.key(0), (2, 16), plan)
+    stop_ids = np.zeros(1, np.int32)
+    trace = decode.trace(
+        model, factory.fresh().params, rows, values_of(sampling), stop_ids, 4, plan
+    )
+    text = trace.lower(lowering_platforms=("cuda",)).as_text()
     assert "stablehlo.while" in text and "bf16" in text
 
 

@@ -1,6 +1,7 @@
 """Whole runs: resume bit for bit, stops, crashes, divergence, one compilation."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from run_folders import assert_same_run, events, result
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError
 from llm.data.loader import Loader
+from llm.data.specs import TokenizerSpec
 from llm.hub.checkpoints import Checkpoints, checkpoint_folder
 from llm.hub.sources import find_checkpoint
 from llm.report.run_report import RunReport
@@ -267,12 +269,39 @@ def test_init_from_takes_weights_and_starts_anew(experiment, tmp_path: Path) -> 
     assert first["eval/loss"] == pytest.approx(loss, rel=1e-5)
     parent = json.loads((tmp_path / "child" / "run.json").read_text())["parent"]
     assert parent["step"] == 12 and parent["run"] == str(tmp_path / "parent")
+    # It goes on even when what it began with is gone.
+    shutil.rmtree(tmp_path / "parent")
+    longer = spec.replace(resume="true", trainer=spec.trainer.replace(steps=14))
+    assert run(longer, tmp_path / "child").step == 14
+
+
+def test_init_from_brings_its_tokenizer(experiment, tmp_path: Path) -> None:
+    run(experiment(), tmp_path / "parent")
+    other = {"tokenizer": TokenizerSpec(vocab_size=280)}
+    child = experiment(data=other, init_from=str(tmp_path / "parent"))
+    run(child, tmp_path / "child")
+    saved = [tmp_path / name / "tokenizer.json" for name in ("parent", "child")]
+    assert saved[0].read_text() == saved[1].read_text()
+    run(experiment(data=other), tmp_path / "other")
+    named = {"tokenizer": TokenizerSpec(path=str(tmp_path / "other"))}
+    with pytest.raises(RefusedError, match="another tokenizer than that of init_from"):
+        run(experiment(data=named, init_from=str(tmp_path / "parent")), tmp_path / "refused")
+
+
+def test_init_from_the_first_of_several_that_is_there(experiment, tmp_path: Path) -> None:
+    run(experiment(), tmp_path / "parent")
+    sources = [str(tmp_path / "nowhere"), str(tmp_path / "parent")]
+    run(experiment(init_from=sources), tmp_path / "child")
+    parent = json.loads((tmp_path / "child" / "run.json").read_text())["parent"]
+    assert parent["run"] == str(tmp_path / "parent")
+    with pytest.raises(RefusedError, match="none of 1 sources can be had"):
+        run(experiment(init_from=sources[:1]), tmp_path / "other")
 
 
 def test_init_from_another_shape_is_refused(experiment, tmp_path: Path) -> None:
     run(experiment(), tmp_path / "parent")
     wider = experiment().model.replace(d_model=32)
-    with pytest.raises(RefusedError, match=r"weights do not fit the model.*expected"):
+    with pytest.raises(RefusedError, match=r"of another shape; say model.d_model=16$"):
         run(experiment(model=wider, init_from=str(tmp_path / "parent")), tmp_path / "child")
 
 

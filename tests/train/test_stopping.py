@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from run_folders import assert_same_run, result
 
-import llm.generate.decode
 import llm.train.run
 from llm.data.specs import PackedSpec
+from llm.generate.engine import Engine
 from llm.hub.checkpoints import Checkpoints, checkpoint_folder
 from llm.train.compiled import Compiled
 from llm.train.experiment import SamplesSpec
@@ -44,7 +44,7 @@ def signal_in(monkeypatch, owner, name: str, number: int, call: int = 1) -> None
         ("while the first evaluation begins", llm.train.run, "evaluate", 1, 0),
         ("while the step is compiled", Compiled, "compile", 2, 0),
         ("in a later evaluation", llm.train.run, "evaluate", 2, 4),
-        ("while sampling", llm.train.run, "generate", 1, 4),
+        ("while sampling", Engine, "generate", 1, 4),
         ("while saving", Checkpoints, "save", 1, 4),
     ],
 )

@@ -1,0 +1,236 @@
+"""Sampling with the key/value cache against a loop that knows no cache."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.core.spec import RefusedError
+from llm.generate.engine import Engine
+from llm.generate.rows import decode
+from llm.generate.specs import Sampling
+from llm.models.binding import bind
+from llm.models.parameter import parameters
+from llm.models.specs import GPTSpec, LlamaSpec, RopeScalingSpec
+
+SHAPE = {"vocab_size": 50, "max_seq_len": 96, "n_layers": 2, "d_model": 32, "init_std": 0.3}
+MODELS = {
+    "gpt": GPTSpec(n_heads=4, **SHAPE),
+    "llama": LlamaSpec(
+        n_heads=4,
+        n_kv_heads=2,
+        d_mlp=48,
+        rope_scaling=RopeScalingSpec(factor=4.0, original_max_seq_len=16),
+        **SHAPE,
+    ),
+}
+PROMPTS = [[3], [7, 8, 9, 10, 11], list(range(30)), [1, 2]]
+SAMPLED = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.9}  # one program for all tests
+
+
+def generate(spec, params, prompts, *, key, stop_ids=(), **settings) -> list[list[int]]:
+    engine = Engine(spec, params)
+    answers = engine.generate(prompts, Sampling(**settings), key=key, stop_ids=stop_ids)
+    return [answer.ids for (answer,) in answers]
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def model(request: pytest.FixtureRequest):
+    spec = MODELS[request.param]
+    return spec, parameters(spec.build(jax.random.key(0)))
+
+
+@partial(jax.jit, static_argnums=0)
+def all_logits(spec, params, tokens_BT):
+    model = bind(spec, params)
+    return model.logits(model(tokens_BT)[0])
+
+
+def greedy_without_cache(spec, params, prompts, n: int) -> list[list[int]]:
+    """The whole text again for every token; the definition of greedy decoding."""
+    continuations = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(n):
+            padded = np.zeros((1, spec.max_seq_len), np.int32)  # one shape, one compilation
+            padded[0, : len(ids)] = ids
+            ids.append(int(jnp.argmax(all_logits(spec, params, padded)[0, len(ids) - 1])))
+        continuations.append(ids[len(prompt) :])
+    return continuations
+
+
+def test_greedy_equals_the_loop_without_a_cache(model) -> None:
+    expected = greedy_without_cache(*model, PROMPTS, 12)
+    got = generate(*model, PROMPTS, key=jax.random.key(0), max_new_tokens=12, temperature=0.0)
+    assert got == expected
+    assert len({tuple(row) for row in got}) == len(PROMPTS)  # else the test would see little
+
+
+def test_one_new_token(model) -> None:
+    got = generate(*model, PROMPTS, key=jax.random.key(0), max_new_tokens=1, temperature=0.0)
+    assert got == greedy_without_cache(*model, PROMPTS, 1)
+
+
+def test_to_the_last_position_that_the_model_has(model) -> None:
+    prompts, n = [list(range(45)) * 2], SHAPE["max_seq_len"] - 90
+    got = generate(*model, prompts, key=jax.random.key(0), max_new_tokens=n, temperature=0.0)
+    assert got == greedy_without_cache(*model, prompts, n)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model) -> None:
+    among_others = generate(*model, PROMPTS, key=jax.random.key(3), **SAMPLED)
+    other = generate(
+        *model, [PROMPTS[0], [49] * 28, PROMPTS[2], [5]], key=jax.random.key(3), **SAMPLED
+    )
+    assert [other[0], other[2]] == [among_others[0], among_others[2]]
+    assert generate(*model, PROMPTS[:1], key=jax.random.key(3), **SAMPLED) == among_others[:1]
+
+
+def test_the_seed_decides(model) -> None:
+    first = generate(*model, PROMPTS, key=jax.random.key(0), **SAMPLED)
+    assert generate(*model, PROMPTS, key=jax.random.key(0), **SAMPLED) == first
+    assert generate(*model, PROMPTS, key=jax.random.key(1), **SAMPLED) != first
+
+
+def test_equal_prompts_get_different_texts(model) -> None:
+    rows = generate(*model, [[1, 2]] * 4, key=jax.random.key(0), **SAMPLED)
+    assert len({tuple(row) for row in rows}) == 4
+
+
+@pytest.mark.parametrize(
+    "places", [[(0, 0)], [(1, 6)], [(2, 11)], [(0, 4), (1, 7), (3, 2)]],
+    ids=["at once", "on the way", "with the last token", "any of several"],
+)  # fmt: skip
+def test_ends_with_the_stop_token(model, places: list[tuple[int, int]]) -> None:
+    whole = generate(*model, PROMPTS, key=jax.random.key(5), **SAMPLED)
+    stops = [whole[row][column] for row, column in places]
+    stopped = generate(*model, PROMPTS, key=jax.random.key(5), **SAMPLED, stop_ids=stops)
+    for got, free in zip(stopped, whole, strict=True):
+        end = next((i for i, token in enumerate(free) if token in stops), len(free) - 1)
+        assert got == free[: end + 1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_rows_are_given_to_those_who_wait(model, batch_size: int) -> None:
+    """More prompts than rows, of mixed lengths, with answers of mixed lengths."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 50, size).tolist() for size in [1, 40, 3, 17, 60, 2, 9, 33, 5]]
+    engine, sampling = Engine(*model), Sampling(max_new_tokens=36, top_p=0.9)
+    arguments = {"key": jax.random.key(2), "stop_ids": [7, 11]}
+    together = engine.generate(prompts, sampling, batch_size=16, **arguments)
+    in_turn = engine.generate(prompts, sampling, batch_size=batch_size, **arguments)
+    assert [a.ids for (a,) in in_turn] == [a.ids for (a,) in together]
+    assert [a.stopped for (a,) in in_turn] == [a.ids[-1] in (7, 11) for (a,) in together]
+    assert len({len(a.ids) for (a,) in together}) > 2  # else the test would see little
+
+
+def test_samples_share_a_prompt(model) -> None:
+    engine, sampling = Engine(*model), Sampling(**SAMPLED)
+    key = jax.random.key(1)
+    many = engine.generate(PROMPTS, sampling, key=key, n=5, batch_size=3)
+    assert [len(row) for row in many] == [5] * len(PROMPTS)
+    assert len({tuple(a.ids) for a in many[0]}) > 1
+    one = engine.generate(PROMPTS, sampling, key=key)
+    assert [row[0].ids for row in many] == [row[0].ids for row in one]
+
+
+def test_a_prompt_is_prefilled_once(model, monkeypatch) -> None:
+    engine = Engine(*model)
+    prefilled: list[int] = []
+    whole = engine.prefill
+    monkeypatch.setattr(engine, "prefill", lambda p: (prefilled.extend(map(len, p)), whole(p))[1])
+    engine.generate(PROMPTS, Sampling(**SAMPLED), key=jax.random.key(1), n=7, batch_size=4)
+    assert sorted(prefilled) == sorted(map(len, PROMPTS))
+
+
+def test_log_probs_are_those_of_the_model(model) -> None:
+    spec, params = model
+    sampling = Sampling(**SAMPLED | {"temperature": 0.7})
+    for prompt, (answer,) in zip(
+        PROMPTS, Engine(*model).generate(PROMPTS, sampling, key=jax.random.key(4)), strict=True
+    ):
+        ids = [*prompt, *answer.ids]
+        padded = np.zeros((1, spec.max_seq_len), np.int32)
+        padded[0, : len(ids)] = ids
+        log_p_TV = jax.nn.log_softmax(all_logits(spec, params, padded)[0] / 0.7)
+        places = np.arange(len(prompt) - 1, len(ids) - 1)
+        expected = log_p_TV[places, np.asarray(answer.ids)]
+        np.testing.assert_allclose(answer.log_probs, expected, atol=1e-4)
+
+
+def test_penalty_counts_prompt_and_answer(model) -> None:
+    prompt = list(range(20))
+    settings = {"max_new_tokens": 25, "temperature": 0.0, "repetition_penalty": 1e4}
+    (ids,) = generate(*model, [prompt], key=jax.random.key(0), **settings)
+    spec, params = model
+    text = list(prompt)
+    for token in ids:
+        padded = np.zeros((1, spec.max_seq_len), np.int32)
+        padded[0, : len(text)] = text
+        logits = np.array(all_logits(spec, params, padded)[0, len(text) - 1])
+        seen = np.isin(np.arange(50), text)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / 1e4, logits[seen] * 1e4)
+        assert token == int(logits.argmax())
+        text.append(token)
+    plain = generate(
+        *model, [prompt], key=jax.random.key(0), **settings | {"repetition_penalty": 1.0}
+    )
+    assert ids != plain[0]
+
+
+def test_nothing_is_compiled_once_warm(model) -> None:
+    engine, sampling = Engine(*model), Sampling(**SAMPLED)
+    rng = np.random.default_rng(0)
+
+    def prompts(n: int) -> list[list[int]]:
+        return [rng.integers(0, 50, size).tolist() for size in rng.integers(1, 80, n)]
+
+    engine.generate(prompts(40), sampling, key=jax.random.key(0), batch_size=4)
+    warm = decode._cache_size()
+    for seed in range(3):
+        warmer = sampling.replace(temperature=0.5 + seed, top_p=0.5)
+        engine.generate(prompts(21 + seed), warmer, key=jax.random.key(seed), batch_size=4)
+    assert decode._cache_size() == warm
+
+
+def test_an_answer_ends_when_the_caller_says_so(model) -> None:
+    engine, sampling = Engine(*model), Sampling(max_new_tokens=90)
+    looks: list[int] = []
+
+    def is_over(ids: list[int]) -> bool:
+        looks.append(len(ids))
+        return len(ids) > 40
+
+    ((answer,),) = engine.generate([[1]], sampling, key=jax.random.key(0), is_over=is_over)
+    assert 40 < len(answer.ids) < 90 and answer.stopped
+    assert len(looks) <= 4  # not for every token
+
+
+def test_bf16_is_near_fp32(model) -> None:
+    spec, params = model
+    sampling = Sampling(max_new_tokens=6, temperature=0.0)
+    whole = Engine(spec, params).generate(PROMPTS, sampling, key=jax.random.key(0))
+    half = Engine(spec, params, compute_dtype="bfloat16")
+    assert half.prefill(PROMPTS).keys[0].dtype == jnp.bfloat16
+    answers = half.generate(PROMPTS, sampling, key=jax.random.key(0))
+    for (a,), (b,) in zip(whole, answers, strict=True):
+        assert abs(a.log_probs[0] - b.log_probs[0]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ([[1] * 90], {"max_new_tokens": 7}, "90 tokens and 7 new ones do not fit into the 96"),
+        ([[1], []], {}, "every prompt needs at least one token"),
+        ([], {}, "every prompt needs at least one token"),
+        ([[50]], {}, "token 50: the model has tokens 0 to 49"),
+        ([[-1]], {}, "token -1: the model has tokens 0 to 49"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0: expected at least 1"),
+    ],
+)
+def test_refused(prompts, settings, message: str) -> None:
+    spec = MODELS["gpt"]
+    with pytest.raises(RefusedError, match=message):
+        generate(spec, {}, prompts, **({"key": jax.random.key(0), "max_new_tokens": 4} | settings))
