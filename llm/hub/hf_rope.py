@@ -55,8 +55,8 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScalingSpec]:
     longest = config.get(_LONGEST)
     if longest is not None and scaling.factor != 1 and longest != scaling.original_max_seq_len:
         raise RefusedError(
-            f"config.json: {_LONGEST}={short(longest)} contradicts {scaling.original_max_seq_len} in "
-            f"{next(iter(found))}; remove the wrong one"
+            f"config.json: {_LONGEST}={short(longest)} contradicts "
+            f"{scaling.original_max_seq_len} in {next(iter(found))}; remove the wrong one"
         )
     return theta, scaling
 
@@ -92,10 +92,10 @@ def _read_dict(key: str, values: Any, old_theta: Any) -> tuple[float, RopeScalin
         raise RefusedError(
             f"config.json: {key} has rope_type={kind} and type={short(values['type'])}; remove one"
         )
-    if values.get("partial_rotary_factor", 1) not in (None, 1):
+    part = values.get("partial_rotary_factor")
+    if part not in (None, 1):
         raise RefusedError(
-            f"config.json: {key}.partial_rotary_factor={short(values['partial_rotary_factor'])}: only 1 "
-            "can be represented here"
+            f"config.json: {key}.partial_rotary_factor={short(part)}: only 1 can be represented"
         )
     theirs = {ours: _FIELDS[ours] for ours in _USED[kind]}
     unknown = values.keys() - theirs.values() - _IGNORED - {_LONGEST}
