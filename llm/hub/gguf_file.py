@@ -124,7 +124,7 @@ class GGUFTensors:
         """
         try:
             values = _dequantised(self._path, self._infos[name])
-        except RefusedError as error:
+        except (RefusedError, OSError) as error:
             raise RefusedError(f"{self._path}: {name}: {error}") from error
         n_heads = self._interleaved.get(name.split(".")[-2])
         if n_heads is None:
