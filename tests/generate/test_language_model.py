@@ -71,3 +71,22 @@ def test_refused(lm: llm.LanguageModel) -> None:
         lm.generate("def")
     with pytest.raises(ValueError, match="65 tokens: the model sees 64 at most"):
         lm.logits([[0] * 65])
+
+
+def test_stop_strings(lm: llm.LanguageModel) -> None:
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3}
+    (free,) = lm.generate(["def"], **settings, stop=False)
+    string = free[7:10]
+    at = free.find(string)
+    assert lm.generate(["def"], **settings, stop=[string]) in ([free[:at]], [free[:at].rstrip()])
+    start = [lm.tokenizer.start_id, *lm.tokenizer.encode("def")]
+    (ids,) = lm.generate([start], **settings, stop=[string])
+    assert string in lm.tokenizer.decode(ids) and string not in lm.tokenizer.decode(ids[:-1])
+    with pytest.raises(RefusedError, match="expected true, false or a list of texts"):
+        lm.generate(["def"], stop=[""])
+
+
+def test_samples_of_each_prompt(lm: llm.LanguageModel) -> None:
+    texts = lm.generate(["def", "self"], n=3, max_new_tokens=N, seed=2)
+    assert [len(row) for row in texts] == [3, 3]
+    assert [row[0] for row in texts] == lm.generate(["def", "self"], max_new_tokens=N, seed=2)

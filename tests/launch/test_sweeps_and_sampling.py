@@ -47,3 +47,20 @@ def test_generation_writes_text_to_standard_output(command, trained_run: Path, t
     assert done.stdout.startswith("def x")
     assert command(*words, script="generate.py").stdout == done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_generation_from_and_to_files(command, trained_run: Path, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("def\n\nself\n")
+    words = [
+        f"checkpoint=[{tmp_path / 'nowhere'},{trained_run}]",
+        "prompts_file=prompts.txt",
+        "n=2",
+    ]
+    words += ["out=answers.jsonl", "max_new_tokens=8", "hardware.compilation_cache=null"]
+    done = command(*words, script="generate.py")
+    assert done.returncode == 0 and "is used" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["def", "", "self"]
+    assert all(len(line["completions"]) == 2 for line in lines)
+    again = command(*words, script="generate.py")
+    assert again.returncode == 2 and "out=answers.jsonl: exists already" in again.stderr
