@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
-from llm.generate.engine import Engine, check_ids
+from llm.generate.engine import Engine
+from llm.generate.prompt_checks import check_ids
 from llm.generate.specs import Sampling
 from llm.generate.stop_strings import Cut
 from llm.hub.export import export

@@ -6,18 +6,21 @@ per shape; shapes come in powers of two, so that a long list of prompts needs a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Int, Int32, Key
 
 from llm.generate.sampler import Program, Values, sample
 from llm.models.binding import bind
 from llm.models.cache import KVCache
 from llm.models.specs import ModelSpec
 
+_STOP_IDS = 8  # stop ids are padded to this, so that their number compiles nothing
 SMALLEST = 64  # the smallest width of prompts and capacity of caches, tokens
 
 
@@ -233,3 +236,21 @@ def decode(
 
     _, rows, written = jax.lax.while_loop(unfinished, write_one, (jnp.int32(0), rows, written))
     return rows, Written(*written, rows.counts_B - before_B, rows.done_B)
+
+
+def pad_stop_ids(stop_ids: Sequence[int]) -> Int32[np.ndarray, " n"]:
+    """Stop ids and, up to a fixed number, ids that no token has."""
+    return np.pad(
+        np.asarray(stop_ids, np.int32),
+        (0, max(_STOP_IDS - len(stop_ids), 0)),
+        constant_values=-1,
+    )
+
+
+def seen_tokens(texts: dict[int, Sequence[int]], rows: int, vocab: int) -> Int32[np.ndarray, "B T"]:
+    """The tokens of some rows, padded with `vocab`, which is no token."""
+    width = bucket(max(map(len, texts.values())), SMALLEST)
+    tokens_BT = np.full((rows, width), vocab, np.int32)
+    for row, text in texts.items():
+        tokens_BT[row, : len(text)] = text
+    return tokens_BT

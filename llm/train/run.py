@@ -16,7 +16,8 @@ from loguru import logger
 from llm.core.machine import claim
 from llm.core.mesh import put_rows, replicated
 from llm.core.spec import RefusedError
-from llm.generate.engine import Engine, check_prompts
+from llm.generate.engine import Engine
+from llm.generate.prompt_checks import check_prompts
 from llm.generate.specs import Sampling
 from llm.hub.checkpoints import Checkpoints, Restored
 from llm.report.json_files import read_json

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from llm.core.spec import RefusedError
-from llm.generate.engine import Engine, Session
+from llm.generate.engine import Engine
+from llm.generate.session import Session
 from llm.generate.specs import Sampling
 from llm.models.parameter import parameters
 from llm.models.specs import LlamaSpec

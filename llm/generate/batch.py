@@ -1,0 +1,195 @@
+"""Many prompts through a few rows.
+
+Prompts are prefilled once each, whatever the number of samples, and take turns in the rows of a
+batch: a row that is done is given the next prompt, and when none wait the batch shrinks. The cache
+is as large as the texts are by now, in powers of two. The host is asked once per segment of tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from llm.generate.rows import (
+    SMALLEST,
+    Admitted,
+    Plan,
+    Rows,
+    Written,
+    admit,
+    bucket,
+    empty_rows,
+    mark_seen,
+    reshape_rows,
+    seen_tokens,
+)
+from llm.generate.sampler import program_of
+from llm.generate.specs import Sampling
+from llm.models.cache import KVCache
+
+if TYPE_CHECKING:
+    from llm.generate.engine import Engine
+
+_SEGMENT = 32  # tokens between two looks of the host
+_PREFILL_TOKENS = 8192  # prompts are prefilled in groups of this size
+_SHRINK = 4  # the batch shrinks when it could be so many times smaller
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer."""
+
+    ids: list[int]
+    """New tokens, the stop token included."""
+    log_probs: Float[np.ndarray, " n"]
+    """Of these tokens, fp32; see `llm.generate.sampler.sample`."""
+    stopped: bool
+    """It ended by itself and not at the limit."""
+
+
+@dataclass
+class _Slot:
+    """What a row is busy with."""
+
+    prompt: int
+    sample: int
+    length: int
+    """Tokens in the cache."""
+    ids: list[int]
+    log_probs: list[np.ndarray]
+
+
+class Batch:
+    """One call of `Engine.generate`, whose arguments these are."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        key: Key[Array, ""],
+        stop_ids: np.ndarray,
+        n: int,
+    ) -> None:
+        self.engine = engine
+        self.prompts = prompts
+        self.sampling = sampling
+        self.key = key
+        self.stop_ids = stop_ids
+        # Prompts of like length come together: less padding, smaller caches.
+        order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+        self.waiting = deque((p, s) for p in order for s in range(n))
+        self.slots: list[_Slot | None] = []
+        self.rows: Rows | None = None
+        self.prefilled: dict[int, tuple[KVCache, int]] = {}
+        self.answers: list[list[Completion | None]] = [[None] * n for _ in prompts]
+
+    def run(
+        self, batch_size: int, is_over: Callable[[list[int]], bool] | None
+    ) -> list[list[Completion]]:
+        """Write all answers, `batch_size` rows at a time; [prompt][sample]."""
+        self.slots = [None] * bucket(min(batch_size, len(self.waiting)), largest=batch_size)
+        while self.waiting or any(self.slots):
+            self._admit()
+            self._fit()
+            assert self.rows is not None
+            self.rows, written = self.engine.decode(
+                self.rows, self.sampling, self.stop_ids, _SEGMENT
+            )
+            self._harvest(written, is_over)
+        return [[answer for answer in answers if answer] for answers in self.answers]
+
+    def _admit(self) -> None:
+        """Give the free rows to those who wait."""
+        free = [i for i, slot in enumerate(self.slots) if slot is None]
+        coming = [(i, *self.waiting.popleft()) for i in free[: len(self.waiting)]]
+        if not coming:
+            return
+        self._prefill(sorted({p for _, p, _ in coming} - self.prefilled.keys()))
+        for row, prompt, sample in coming:
+            length = len(self.prompts[prompt]) - 1
+            self.slots[row] = _Slot(prompt, sample, length, [], [])
+        self._fit()
+        assert self.rows is not None
+        for cache in {id(c): c for c, _ in self.prefilled.values()}.values():
+            members = [c for c in coming if self.prefilled[c[1]][0] is cache]
+            if members:
+                self._place(cache, members)
+        still = {p for p, _ in self.waiting}
+        self.prefilled = {p: entry for p, entry in self.prefilled.items() if p in still}
+
+    def _prefill(self, new: list[int]) -> None:
+        """Prefill prompts in groups of like length."""
+        new.sort(key=lambda p: len(self.prompts[p]))
+        while new:
+            group = [new.pop()]  # the longest that is left
+            width = bucket(len(self.prompts[group[0]]) - 1, SMALLEST)
+            while new and (len(group) + 1) * width <= _PREFILL_TOKENS:
+                group.append(new.pop())
+            cache = self.engine.prefill([self.prompts[p] for p in group])
+            self.prefilled |= {p: (cache, row) for row, p in enumerate(group)}
+
+    def _place(self, cache: KVCache, members: list[tuple[int, int, int]]) -> None:
+        B = len(self.slots)
+        columns = {name: np.zeros(B, np.int32) for name in Admitted._fields}
+        columns["source_B"][:] = -1
+        for row, prompt, sample in members:
+            values = (
+                self.prefilled[prompt][1], self.prompts[prompt][-1],
+                self.sampling.max_new_tokens, prompt, sample,
+            )  # fmt: skip
+            for column, value in zip(columns.values(), values, strict=True):
+                column[row] = value
+        new = Admitted(**columns)
+        assert self.rows is not None
+        self.rows = admit(self.rows, cache, new, self.key)
+        if self.rows.seen_BV is not None:
+            texts = {row: self.prompts[prompt] for row, prompt, _ in members}
+            tokens_BT = seen_tokens(texts, B, self.engine.spec.vocab)
+            self.rows = mark_seen(self.rows, tokens_BT, new.source_B >= 0)
+
+    def _fit(self) -> None:
+        """Make the batch as small and the cache as large as the next segment needs them."""
+        busy = [i for i, slot in enumerate(self.slots) if slot]
+        B = len(self.slots)
+        if not self.waiting and bucket(len(busy)) * _SHRINK <= B:
+            B = bucket(len(busy))
+        limit = self.sampling.max_new_tokens
+        needed = max(
+            slot.length + min(_SEGMENT, limit - len(slot.ids)) for slot in self.slots if slot
+        )
+        capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
+        if self.rows is None:
+            plan = Plan(self.engine.dtype, program_of(self.sampling))
+            self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan)
+        elif len(self.slots) > B or self.rows.cache.capacity < capacity:
+            kept = busy if len(self.slots) > B else list(range(B))
+            filler = [i for i, slot in enumerate(self.slots) if slot is None]
+            kept = [*kept, *filler[: B - len(kept)]]
+            self.rows = reshape_rows(self.rows, np.asarray(kept, np.int32), capacity)
+            self.slots = [self.slots[i] for i in kept]
+
+    def _harvest(self, written: Written, is_over: Callable[[list[int]], bool] | None) -> None:
+        """Take what was written; free the rows that are done."""
+        ended = np.zeros(len(self.slots), bool)
+        for row, slot in enumerate(self.slots):
+            if slot is None:
+                continue
+            count = int(written.counts_B[row])
+            slot.ids += written.tokens_BN[row, :count].tolist()
+            slot.log_probs.append(written.log_probs_BN[row, :count])
+            slot.length += count
+            over = is_over is not None and is_over(slot.ids)
+            if written.done_B[row] or over:
+                stopped = over or slot.ids[-1] in self.stop_ids
+                answer = Completion(slot.ids, np.concatenate(slot.log_probs), bool(stopped))
+                self.answers[slot.prompt][slot.sample] = answer
+                self.slots[row] = None
+                ended[row] = True
+        if is_over is not None and self.rows is not None:
+            self.rows = self.rows._replace(done_B=self.rows.done_B | ended)
