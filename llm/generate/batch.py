@@ -164,6 +164,8 @@ class Batch:
             slot.length + min(_SEGMENT, limit - len(slot.ids)) for slot in self.slots if slot
         )
         capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
+        if self.rows is not None:
+            capacity = max(capacity, self.rows.cache.capacity)  # shrinking is not worth a program
         if self.rows is None:
             plan = Plan(self.engine.dtype, program_of(self.sampling))
             self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan)

@@ -185,7 +185,7 @@ def test_generation_refuses_alike(command) -> None:
     for words, status, line in [
         ("checkpoint=nonsense", 2, "Refused: checkpoint=nonsense: no such folder"),
         ("temperature=-1", 2, "Refused: temperature=-1.0: expected a number at least 0"),
-        ("temperatur=1", 1, "Refused: temperatur: no such key. GenerateSpec has checkpoint,"),
+        ("temperatur=1", 1, "Refused: temperatur: no such key. GenerateSpec has max_new_tokens,"),
     ]:
         done = command(words, script="generate.py")
         assert (done.returncode, done.stderr.count("\n")) == (status, 1)
