@@ -40,12 +40,11 @@ def talk(spec: ChatSpec) -> None:
     if machine.note:
         logger.warning(machine.note)
     conversation = converse(
-        load(spec.checkpoint),
+        load(spec.checkpoint, compute_dtype=machine.spec.compute_dtype),
         sampling=spec.sampling(),
         system=spec.system,
         template=template,
         seed=spec.seed,
-        compute_dtype=machine.spec.compute_dtype,
     )
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):

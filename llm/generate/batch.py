@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -19,7 +19,6 @@ from llm.generate.rows import (
     SMALLEST,
     Admitted,
     Plan,
-    Rows,
     Written,
     admit,
     bucket,
@@ -52,7 +51,7 @@ class Completion:
     """It ended by itself and not at the limit."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """What a row is busy with."""
 
@@ -85,9 +84,10 @@ class Batch:
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
         self.waiting = deque((p, s) for p in order for s in range(n))
         self.slots: list[_Slot | None] = []
-        self.rows: Rows | None = None
+        self.rows: Any = None  # `Rows`, once it is known how many and how long
         self.prefilled: dict[int, tuple[KVCache, int]] = {}
-        self.answers: list[list[Completion | None]] = [[None] * n for _ in prompts]
+        self.n = n
+        self.answers: dict[tuple[int, int], Completion] = {}
 
     def run(
         self, batch_size: int, is_over: Callable[[list[int]], bool] | None
@@ -95,29 +95,30 @@ class Batch:
         """Write all answers, `batch_size` rows at a time; [prompt][sample]."""
         self.slots = [None] * bucket(min(batch_size, len(self.waiting)), largest=batch_size)
         while self.waiting or any(self.slots):
-            self._admit()
+            coming = self._seat()
             self._fit()
-            assert self.rows is not None
+            self._admit(coming)
             self.rows, written = self.engine.decode(
                 self.rows, self.sampling, self.stop_ids, _SEGMENT
             )
             self._harvest(written, is_over)
-        return [[answer for answer in answers if answer] for answers in self.answers]
+        return [[self.answers[p, s] for s in range(self.n)] for p in range(len(self.prompts))]
 
-    def _admit(self) -> None:
-        """Give the free rows to those who wait."""
-        free = [i for i, slot in enumerate(self.slots) if slot is None]
-        coming = [(i, *self.waiting.popleft()) for i in free[: len(self.waiting)]]
-        if not coming:
-            return
-        self._prefill(sorted({p for _, p, _ in coming} - self.prefilled.keys()))
-        for row, prompt, sample in coming:
-            length = len(self.prompts[prompt]) - 1
-            self.slots[row] = _Slot(prompt, sample, length, [], [])
-        self._fit()
-        assert self.rows is not None
+    def _seat(self) -> list[_Slot]:
+        """Give the free rows to those who wait, and say who that was."""
+        coming = []
+        for row, slot in enumerate(self.slots):
+            if slot is None and self.waiting:
+                prompt, sample = self.waiting.popleft()
+                self.slots[row] = _Slot(prompt, sample, len(self.prompts[prompt]) - 1, [], [])
+                coming.append(self.slots[row])
+        return [slot for slot in coming if slot]
+
+    def _admit(self, coming: list[_Slot]) -> None:
+        """Prefill what is new and put it into the rows."""
+        self._prefill([*{slot.prompt for slot in coming} - self.prefilled.keys()])
         for cache in {id(c): c for c, _ in self.prefilled.values()}.values():
-            members = [c for c in coming if self.prefilled[c[1]][0] is cache]
+            members = [slot for slot in coming if self.prefilled[slot.prompt][0] is cache]
             if members:
                 self._place(cache, members)
         still = {p for p, _ in self.waiting}
@@ -134,22 +135,24 @@ class Batch:
             cache = self.engine.prefill([self.prompts[p] for p in group])
             self.prefilled |= {p: (cache, row) for row, p in enumerate(group)}
 
-    def _place(self, cache: KVCache, members: list[tuple[int, int, int]]) -> None:
+    def _place(self, cache: KVCache, members: list[_Slot]) -> None:
         B = len(self.slots)
         columns = {name: np.zeros(B, np.int32) for name in Admitted._fields}
         columns["source_B"][:] = -1
-        for row, prompt, sample in members:
+        texts = {}
+        for row, slot in enumerate(self.slots):
+            if slot is None or slot not in members:
+                continue
+            texts[row] = self.prompts[slot.prompt]
             values = (
-                self.prefilled[prompt][1], self.prompts[prompt][-1],
-                self.sampling.max_new_tokens, prompt, sample,
+                self.prefilled[slot.prompt][1], texts[row][-1],
+                self.sampling.max_new_tokens, slot.prompt, slot.sample,
             )  # fmt: skip
             for column, value in zip(columns.values(), values, strict=True):
                 column[row] = value
         new = Admitted(**columns)
-        assert self.rows is not None
         self.rows = admit(self.rows, cache, new, self.key)
         if self.rows.seen_BV is not None:
-            texts = {row: self.prompts[prompt] for row, prompt, _ in members}
             tokens_BT = seen_tokens(texts, B, self.engine.spec.vocab)
             self.rows = mark_seen(self.rows, tokens_BT, new.source_B >= 0)
 
@@ -164,15 +167,14 @@ class Batch:
             slot.length + min(_SEGMENT, limit - len(slot.ids)) for slot in self.slots if slot
         )
         capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
-        if self.rows is not None:
-            capacity = max(capacity, self.rows.cache.capacity)  # shrinking is not worth a program
         if self.rows is None:
             plan = Plan(self.engine.dtype, program_of(self.sampling))
             self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan)
-        elif len(self.slots) > B or self.rows.cache.capacity < capacity:
-            kept = busy if len(self.slots) > B else list(range(B))
-            filler = [i for i, slot in enumerate(self.slots) if slot is None]
-            kept = [*kept, *filler[: B - len(kept)]]
+            return
+        capacity = max(capacity, self.rows.cache.capacity)  # shrinking is not worth a program
+        if (B, capacity) != (len(self.slots), self.rows.cache.capacity):
+            free = [i for i, slot in enumerate(self.slots) if slot is None]
+            kept = list(range(B)) if len(self.slots) == B else [*busy, *free][:B]
             self.rows = reshape_rows(self.rows, np.asarray(kept, np.int32), capacity)
             self.slots = [self.slots[i] for i in kept]
 
@@ -190,8 +192,8 @@ class Batch:
             if written.done_B[row] or over:
                 stopped = over or slot.ids[-1] in self.stop_ids
                 answer = Completion(slot.ids, np.concatenate(slot.log_probs), bool(stopped))
-                self.answers[slot.prompt][slot.sample] = answer
+                self.answers[slot.prompt, slot.sample] = answer
                 self.slots[row] = None
                 ended[row] = True
-        if is_over is not None and self.rows is not None:
+        if is_over is not None:
             self.rows = self.rows._replace(done_B=self.rows.done_B | ended)

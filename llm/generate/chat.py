@@ -207,7 +207,6 @@ def converse(
     system: str | None = None,
     template: str | None = None,
     seed: int = 0,
-    compute_dtype: str = "float32",
 ) -> Conversation:
     """Begin a conversation.
 
@@ -217,13 +216,10 @@ def converse(
         system: what it is told first; None sends no such message.
         template: source of a chat template; None takes the model's own.
         seed: all randomness follows from it.
-        compute_dtype: type of the matrix products and the cache.
 
     Raises:
         RefusedError: there is no template, or it accepts no question.
     """
-    from llm.generate.engine import Engine
-
     source = lm.chat_template if template is None else template
     if source is None:
         raise RefusedError(
@@ -231,9 +227,8 @@ def converse(
             'Try launch/generate.py prompt="...", or give it a template with template=FILE'
         )
     names = {index: name for name, index in lm.tokenizer.special_ids.items()}
-    engine = Engine(lm.spec, lm.params, compute_dtype=compute_dtype)
     return Conversation(
-        engine.session,
+        lm.engine.session,
         lm.tokenizer,
         ChatTemplate(
             source,

@@ -55,7 +55,7 @@ class LanguageModel:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end what the model says."""
-        return self.pretrained.stop_ids or (self.tokenizer.separator_id,)
+        return self.pretrained.end_ids
 
     @cached_property
     def model(self) -> Any:

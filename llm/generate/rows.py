@@ -83,22 +83,6 @@ class Plan(NamedTuple):
     program: Program
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def prefill(
-    spec: ModelSpec,
-    params: Any,
-    tokens_BT: Int[Array, "B T"],
-    lengths_B: Int[Array, " B"],
-    dtype: str,
-) -> KVCache:
-    """A cache of capacity T with the first `lengths_B` tokens of each row in it."""
-    B, T = tokens_BT.shape
-    model = bind(spec, params, compute_dtype=dtype)
-    real_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
-    cache = KVCache.create(spec, B, T, jnp.dtype(dtype))
-    return model(tokens_BT, segment_ids_BT=real_BT, cache=cache)[1]
-
-
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def extend(
     spec: ModelSpec,
@@ -112,6 +96,20 @@ def extend(
     model = bind(spec, params, compute_dtype=dtype)
     real_BT = (jnp.arange(tokens_BT.shape[1]) < new_B[:, None]).astype(jnp.int32)
     return model(tokens_BT, segment_ids_BT=real_BT, cache=cache)[1]
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def prefill(
+    spec: ModelSpec,
+    params: Any,
+    tokens_BT: Int[Array, "B T"],
+    lengths_B: Int[Array, " B"],
+    dtype: str,
+) -> KVCache:
+    """A cache of capacity T with the first `lengths_B` tokens of each row in it."""
+    B, T = tokens_BT.shape
+    cache = KVCache.create(spec, B, T, jnp.dtype(dtype))
+    return extend(spec, params, cache, tokens_BT, lengths_B, dtype)
 
 
 class Admitted(NamedTuple):
@@ -167,22 +165,26 @@ def mark_seen(rows: Rows, tokens_BT: Int[Array, "B T"], is_new_B: Bool[Array, " 
     return rows._replace(seen_BV=jnp.where(is_new_B[:, None], fresh_BV, rows.seen_BV))
 
 
-@partial(jax.jit, static_argnums=(2,))
-def reshape_rows(rows: Rows, kept_B: Int[Array, " B"], capacity: int) -> Rows:
-    """Some of the rows, in another order, with a larger (or smaller) cache."""
+@partial(jax.jit, static_argnums=2)
+def reshape_cache(cache: KVCache, kept_B: Int[Array, " B"], capacity: int) -> KVCache:
+    """Some of a cache's rows, in another order, with as much room or more."""
+    more = ((0, 0), (0, 0), (0, capacity - cache.capacity), (0, 0))
 
     def resize(old_BKSH: Array) -> Array:
-        taken = old_BKSH[kept_B, :, :capacity]
-        more = max(capacity - old_BKSH.shape[2], 0)
-        return jnp.pad(taken, ((0, 0), (0, 0), (0, more), (0, 0)))
+        return jnp.pad(old_BKSH[kept_B], more)
 
-    cache = KVCache(
-        keys=tuple(map(resize, rows.cache.keys)),
-        values=tuple(map(resize, rows.cache.values)),
-        lengths_B=rows.cache.lengths_B[kept_B],
+    return KVCache(
+        keys=tuple(map(resize, cache.keys)),
+        values=tuple(map(resize, cache.values)),
+        lengths_B=cache.lengths_B[kept_B],
     )
-    _, *rest = rows
-    return Rows(cache, *jax.tree.map(lambda x: x[kept_B], rest))
+
+
+@partial(jax.jit, static_argnums=2)
+def reshape_rows(rows: Rows, kept_B: Int[Array, " B"], capacity: int) -> Rows:
+    """Some of the rows, in another order, with as much room in the cache or more."""
+    cache, *rest = rows
+    return Rows(reshape_cache(cache, kept_B, capacity), *jax.tree.map(lambda x: x[kept_B], rest))
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)

@@ -17,6 +17,7 @@ from llm.generate.rows import (
     empty_rows,
     mark_seen,
     pad_stop_ids,
+    reshape_cache,
     reshape_rows,
     seen_tokens,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from llm.generate.engine import Engine
 
 _SEGMENT = 8  # tokens that come at a time: somebody watches
+_THE_ROW = np.zeros((1,), np.int32)
 
 
 class Session:
@@ -75,13 +77,13 @@ class Session:
         if rows.seen_BV is not None:
             tokens = seen_tokens({0: text}, 1, spec.vocab)
             rows = mark_seen(rows, tokens, np.ones((1,), bool))
-        done = False
+        ends, done = pad_stop_ids(stop_ids), False
         while not done:
             needed = min(len(text) + _SEGMENT, spec.max_seq_len)
             capacity = bucket(needed, SMALLEST, spec.max_seq_len)
             if rows.cache.capacity < capacity:
-                rows = reshape_rows(rows, np.zeros((1,), np.int32), capacity)
-            rows, written = engine.decode(rows, sampling, pad_stop_ids(stop_ids), _SEGMENT)
+                rows = reshape_rows(rows, _THE_ROW, capacity)
+            rows, written = engine.decode(rows, sampling, ends, _SEGMENT)
             new = written.tokens_BN[0, : int(written.counts_B[0])].tolist()
             text += new
             done = bool(written.done_B[0])
@@ -104,12 +106,5 @@ class Session:
         spec = self._engine.spec
         capacity = bucket(len(ids), SMALLEST, spec.max_seq_len)
         if cache.capacity < capacity:
-            cache = _grown(cache, capacity)
+            cache = reshape_cache(cache, _THE_ROW, capacity)
         return self._engine.extend(cache, new) if new else cache
-
-
-def _grown(cache: KVCache, capacity: int) -> KVCache:
-    """The same with more room."""
-    more = ((0, 0), (0, 0), (0, capacity - cache.capacity), (0, 0))
-    keys, values = (tuple(jnp.pad(x, more) for x in part) for part in (cache.keys, cache.values))
-    return KVCache(keys, values, cache.lengths_B)

@@ -167,6 +167,17 @@ def read_checkpoint_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def newest_readable_meta(folder: Path) -> dict[str, Any] | None:
+    """The JSON part of the newest checkpoint in a `checkpoints` folder that has one to read."""
+    steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
+    for step in steps:
+        try:
+            return read_checkpoint_meta(folder / str(step))
+        except (OSError, ValueError, KeyError):
+            continue  # `Checkpoints.restore_newest` says so and puts it aside
+    return None
+
+
 def read_checkpoint_weights(folder: Path, template: Any) -> Any:
     """The weights alone (averaged ones if the run kept an average), placed as `template` says.
 

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from loguru import logger
 
+from llm.core.hardware import DTYPES
 from llm.core.spec import RefusedError
 from llm.hub.certificate import certify
 from llm.hub.hf_config import hf_config
 from llm.hub.hf_folder import INDEX, WEIGHTS
 from llm.hub.model_card import model_card
 from llm.hub.pretrained import Pretrained
-from llm.hub.tokenizer_files import eos_ids, write_json, write_tokenizer
+from llm.hub.tokenizer_files import write_json, write_tokenizer
 from llm.hub.weight_names import Weight, weight_table
 from llm.hub.weight_table import get, to_stored
 from llm.models.specs import ModelSpec
 
-DTYPES = ("float32", "bfloat16")
 MAX_SHARD_BYTES = 4 * 2**30
 
 
@@ -58,7 +58,7 @@ def export(
     if dtype not in DTYPES:
         raise RefusedError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
     check_out(folder)
-    eos, bos = eos_ids(pretrained), pretrained.tokenizer.start_id
+    eos, bos = pretrained.end_ids, pretrained.tokenizer.start_id
     config = hf_config(pretrained.spec, dtype=dtype, bos_id=bos, eos_ids=eos)
     with _finished_or_gone(folder) as unfinished:
         write_json(unfinished / "config.json", config)

@@ -21,7 +21,8 @@ from llm.hub.gguf_header import QUANTISATIONS, TensorInfo, read_header
 from llm.hub.gguf_tokenizer import read_tokenizer
 from llm.hub.hf_config import spec_from_hf_config
 from llm.hub.pretrained import Pretrained
-from llm.hub.weight_table import aligned_empty, match, read_weights
+from llm.hub.raw_arrays import aligned_empty
+from llm.hub.weight_table import match, read_weights
 
 _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",

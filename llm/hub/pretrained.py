@@ -39,6 +39,11 @@ class Pretrained:
     chat_template: str | None = None
     """Jinja source, if the model was trained on conversations."""
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end what the model says; the tokenizer's separator if none are known."""
+    """Tokens that its files say end an answer; may be none."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """Where it comes from, as JSON: files, checksums, revision, licence, parents."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end what the model says, the most usual one first."""
+        return self.stop_ids or (self.tokenizer.separator_id,)

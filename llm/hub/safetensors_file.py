@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from llm.core.spec import RefusedError
-from llm.hub.weight_table import aligned_empty
+from llm.hub.raw_arrays import read_array
 
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -69,17 +69,8 @@ class SafetensorsFiles:
                 f"{name}: stored as {place.stored_type}; expected {', '.join(_TYPES)} (models "
                 "quantised in this format cannot be read)"
             )
-        array = aligned_empty(place.shape, _TYPES[place.stored_type])
-        raw = array.reshape(-1).view(np.uint8)
-        with _refusing(place.file), place.file.open("rb", buffering=0) as stream:
-            stream.seek(place.offset)
-            done = 0
-            while done < raw.size:  # the system returns less than asked for above 2 GiB
-                n = stream.readinto(raw[done:].data)
-                if not n:
-                    raise OSError(f"the file ends in the middle of {name}")
-                done += n
-        return array
+        with _refusing(place.file):
+            return read_array(place.file, place.offset, place.shape, _TYPES[place.stored_type])
 
 
 def _read_header(file: Path) -> dict[str, _Place]:

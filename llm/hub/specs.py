@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm.core.hardware import HardwareSpec
+from llm.core.hardware import DTYPES, HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
 
 
@@ -12,11 +13,13 @@ from llm.core.spec import RefusedError, Spec, knob
 class ExportSpec(Spec):
     """One call of launch/export.py."""
 
-    checkpoint: str = knob("last", "run folder, checkpoint in it, last, hf:org/name, ...")
+    checkpoint: str | Sequence[str] = knob(
+        "last", "model: a run folder, last:TRAINER, hf:org/name, gguf:FILE, ... or a list of such"
+    )
     out: str = knob(doc="folder to write; it must not exist, or be empty")
     push: str | None = knob(None, "org/name on the Hugging Face hub to upload to; null: none")
     private: bool = knob(True, "a repository that push creates is visible to its owners only")
-    dtype: str = knob("float32", "type of the stored weights", choices=("float32", "bfloat16"))
+    dtype: str = knob("float32", "type of the stored weights", choices=DTYPES)
     max_shard_gib: float = knob(4.0, "weights above this are split into several files, GiB", gt=0)
     hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")
 

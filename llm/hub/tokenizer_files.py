@@ -28,7 +28,7 @@ def write_tokenizer(pretrained: Pretrained, folder: Path) -> None:
             "expected an embedding for every token"
         )
     name_of = {index: name for name, index in tokenizer.special_ids.items()}
-    ends = [name_of[index] for index in eos_ids(pretrained) if index in name_of]
+    ends = [name_of[index] for index in pretrained.end_ids if index in name_of]
     named = {
         "bos_token": name_of[tokenizer.start_id],
         "eos_token": ends[0] if ends else tokenizer.separator,
@@ -46,11 +46,6 @@ def write_tokenizer(pretrained: Pretrained, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.to_hf_json(), "utf-8")
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", named)
-
-
-def eos_ids(pretrained: Pretrained) -> tuple[int, ...]:
-    """The tokens that end a text, the most usual one first."""
-    return pretrained.stop_ids or (pretrained.tokenizer.separator_id,)
 
 
 def plain_template(template: str) -> str:

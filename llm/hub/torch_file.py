@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llm.core.spec import RefusedError
+from llm.hub.raw_arrays import read_array
 from llm.hub.tensor_pickle import Described, described_tensors
-from llm.hub.weight_table import aligned_empty
 
 _LARGEST_PICKLE = 8 * 2**20
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -39,19 +39,12 @@ class StoredTensor:
         """The tensor.
 
         Raises:
-            RefusedError: the file got shorter.
+            RefusedError: the file got shorter or is gone.
         """
-        array = aligned_empty(self.shape, self.dtype)
-        raw = array.reshape(-1).view(np.uint8)
-        with self.path.open("rb", buffering=0) as stream:
-            stream.seek(self.start)
-            done = 0
-            while done < raw.size:  # the system returns less than asked for above 2 GiB
-                n = stream.readinto(raw[done:].data)
-                if not n:
-                    raise RefusedError(f"{self.path}: the file ends within a tensor")
-                done += n
-        return array
+        try:
+            return read_array(self.path, self.start, self.shape, self.dtype)
+        except OSError as error:
+            raise RefusedError(f"{self.path}: {error}") from error
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from llm.core.spec import RefusedError
 from llm.hub.pretrained import Tensors
+from llm.hub.raw_arrays import aligned_empty
 from llm.hub.weight_names import HEAD, Path, Shape, weight_table
 from llm.models.specs import LlamaSpec, ModelSpec
 
@@ -24,7 +25,6 @@ _BUFFERS = re.compile(
     r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
     r"|(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 )
-_ALIGNMENT = 64  # bytes; a JAX array on the CPU then takes the memory over instead of copying it
 
 
 def read_weights(spec: ModelSpec, tensors: Tensors, template: Any) -> Any:
@@ -144,14 +144,6 @@ def get(tree: Any, path: Path) -> Any:
     for key in path:
         tree = tree[key]
     return tree
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array without content whose memory JAX can use as it is."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _read(tensors: Tensors, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from loguru import logger
 
 from llm.core.spec import RefusedError, spec_from_json
 from llm.data.tokenizer import Tokenizer
-from llm.hub.checkpoints import checkpoint_folder, read_checkpoint_meta
+from llm.hub.checkpoints import newest_readable_meta
 from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
 from llm.models.specs import ModelSpec
@@ -35,11 +35,8 @@ class Origin:
 
     @cached_property
     def _begun(self) -> dict[str, Any] | None:
-        """What the newest checkpoint of this run says; `init_from` need not be there any more."""
-        try:
-            return read_checkpoint_meta(checkpoint_folder(self._folder))
-        except RefusedError:
-            return None
+        """What this run's checkpoints say; `init_from` need not be there any more."""
+        return newest_readable_meta(self._folder / "checkpoints")
 
     @cached_property
     def _pretrained(self) -> Pretrained | None:

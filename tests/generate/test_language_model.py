@@ -78,7 +78,7 @@ def test_stop_strings(lm: llm.LanguageModel) -> None:
     (free,) = lm.generate(["def"], **settings, stop=False)
     string = free[7:10]
     at = free.find(string)
-    assert lm.generate(["def"], **settings, stop=[string]) in ([free[:at]], [free[:at].rstrip()])
+    assert lm.generate(["def"], **settings, stop=[string]) == [free[:at]]
     start = [lm.tokenizer.start_id, *lm.tokenizer.encode("def")]
     (ids,) = lm.generate([start], **settings, stop=[string])
     assert string in lm.tokenizer.decode(ids) and string not in lm.tokenizer.decode(ids[:-1])

@@ -275,6 +275,21 @@ def test_init_from_takes_weights_and_starts_anew(experiment, tmp_path: Path) -> 
     assert run(longer, tmp_path / "child").step == 14
 
 
+def test_a_damaged_newest_checkpoint_does_not_end_a_run_with_first_weights(
+    experiment, tmp_path: Path
+) -> None:
+    run(experiment(), tmp_path / "parent")
+    spec = experiment(init_from=str(tmp_path / "parent"))
+    run(spec, tmp_path / "child")
+    shutil.rmtree(tmp_path / "parent")
+    newest = checkpoint_folder(tmp_path / "child")
+    (metadata,) = (newest / "meta").glob("metadata")
+    metadata.write_text("{")
+    longer = spec.replace(resume="true", trainer=spec.trainer.replace(steps=14))
+    assert run(longer, tmp_path / "child").step == 14
+    assert list((tmp_path / "child" / "unreadable").iterdir())
+
+
 def test_init_from_brings_its_tokenizer(experiment, tmp_path: Path) -> None:
     run(experiment(), tmp_path / "parent")
     other = {"tokenizer": TokenizerSpec(vocab_size=280)}
