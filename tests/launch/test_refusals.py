@@ -77,6 +77,7 @@ OURS = {
     "samples.every=1 samples.max_new_tokens=1024 model.max_seq_len=1024": (
         "samples.max_new_tokens=1024: must be less than model.max_seq_len=1024"
     ),
+    "init_from=pretrained": "init_from=pretrained: model=gpt has no published weights; name a",
     "data.source=text": "data.path: source=text needs one (a file, folder or glob)",
     "data.path=abc": "data.path=abc: source=stdlib reads the running Python's own library",
     "data.mixture=[{source:text}]": "data.mixture[0].path: source=text needs one",
@@ -89,6 +90,9 @@ OURS = {
 HERE = {
     "init_from=nonsense": "init_from=nonsense: no such folder; expected a run folder, a checkpoint",
     "init_from=last:grpo": "init_from=last:grpo: no run of trainer grpo with a checkpoint in",
+    "init_from=gguf:nowhere.gguf": "init_from=gguf:nowhere.gguf: no such file or folder",
+    "init_from=hf:": "init_from=hf:: a name is missing; expected a run folder",
+    "init_from=[]": "init_from=[]: expected at least one source",
     "resume=nonsense": "resume=nonsense: a run folder must be named on the command line",
     "hardware=h100 hardware.require=true": "hardware=h100 with hardware.require=true: no GPU",
     "trainer/optimizer=optax trainer.optimizer.optimizer=lioon": (

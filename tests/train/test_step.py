@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from llm.core.machine import COMPILER_OPTIONS
 from llm.core.mesh import make_mesh, put_rows
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.pretrain import NextToken
@@ -178,3 +179,14 @@ def test_a_mesh_computes_what_one_device_computes(optimizer, data_parallel, fsdp
         weights.append(jax.tree.map(np.asarray, state.params))
     np.testing.assert_allclose(losses[:3], losses[3:], rtol=1e-5)
     close(weights[1], weights[0], atol=2e-4)
+
+
+def test_options_of_the_compiler_save_memory() -> None:
+    """Of several layers, attention's weights must not all be there at once."""
+    model = MODEL.replace(n_layers=6, max_seq_len=256)
+    stepper, factory = parts(model)
+    lowered = jax.jit(stepper.train_step).lower(factory.fresh(), batch(T=256))
+    options = COMPILER_OPTIONS["cpu"]
+    plain, frugal = lowered.compile(), lowered.compile(compiler_options=options)
+    sizes = [p.memory_analysis().temp_size_in_bytes for p in (plain, frugal)]
+    assert sizes[1] < 0.9 * sizes[0]
