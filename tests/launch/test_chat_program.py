@@ -68,6 +68,12 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def control(self, key: str) -> None:
+        """Ctrl-C or Ctrl-D at a prompt that waits: until then the terminal may swallow it."""
+        self.expect("> ")
+        time.sleep(0.5)
+        self.type(key)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -113,9 +119,7 @@ def test_at_a_terminal(terminal: Any, words: list[str], tmp_path: Path) -> None:
     chat.expect("> ")
     chat.type("def x\n")
     chat.expect(r"\[cut: 4 tokens\]")
-    chat.expect("> ")
-    time.sleep(0.5)  # until it waits: between prompt and waiting, Python overlooks signals
-    chat.type("\x03")
+    chat.control("\x03")
     chat.expect("Ctrl-D or /exit leaves")
     chat.type("/nonsense\n")
     chat.expect("/nonsense: no such command; /help lists them")
@@ -151,7 +155,7 @@ def test_at_a_terminal(terminal: Any, words: list[str], tmp_path: Path) -> None:
     chat.expect(r"Now: temperature 0, top_p 0.95, max_tokens 4, 4 messages")
     chat.type("for x in self import " * 9 + "\n")
     chat.expect("the model sees 64: .*/reset")
-    chat.type("\x04")
+    chat.control("\x04")
     assert chat.process.wait(30) == 0
     history = tmp_path / "state" / "lernaean" / "chat_history"
     assert history.read_text().splitlines()[:2] == ["def x", "/nonsense"]
