@@ -1,8 +1,9 @@
 """Documents from files and datasets: one class per kind of source.
 
 Every source knows a fingerprint of its content without parsing it, about how many bytes it holds,
-and yields its documents in a fixed order. A document is one string and must fit in memory; nothing
-else here grows with the corpus.
+and yields its documents in a fixed order. A document is one record; the `Format` says which of its
+fields are read and what its text is. A document must fit in memory; nothing else here grows with
+the corpus.
 """
 
 from __future__ import annotations
@@ -17,21 +18,15 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from llm.core.spec import RefusedError
 from llm.data.digests import digest, digest_files
+from llm.data.formats import Document, Format, PlainText
 from llm.data.specs import DocumentsSpec
 
 _EXAMPLES = 5
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
-
-
-class Document(NamedTuple):
-    """A text and where it came from (file, file:line or dataset row), for messages."""
-
-    text: str
-    origin: str
 
 
 class Skipped:
@@ -60,8 +55,10 @@ class Skipped:
 class Source(abc.ABC):
     """A fixed sequence of documents."""
 
-    def __init__(self, spec: DocumentsSpec) -> None:
+    def __init__(self, spec: DocumentsSpec, cache_dir: Path, format: Format) -> None:
         self.spec = spec
+        self.format = format
+        self._cache_dir = cache_dir
 
     @property
     @abc.abstractmethod
@@ -84,7 +81,8 @@ class Source(abc.ABC):
     def fingerprint(self) -> str:
         """Names the sequence of documents: equal when their content and order are equal."""
         spec = self.spec
-        return digest(spec.source, spec.text_field, spec.max_documents, *self._identity())
+        parts = (spec.source, spec.max_documents, *self._identity())
+        return digest(*parts, *self.format.identity())
 
     def documents(self, skipped: Skipped) -> Iterator[Document]:
         """The documents that hold text, at most `max_documents`, in a fixed order.
@@ -107,21 +105,25 @@ class Source(abc.ABC):
                 yield document
 
 
-def open_source(spec: DocumentsSpec, cache_dir: Path) -> Source:
+def open_source(spec: DocumentsSpec, cache_dir: Path, format: Format | None = None) -> Source:
     """The source a spec describes.
 
+    Args:
+        spec: what to read.
+        cache_dir: a folder for what is worth keeping between runs.
+        format: what a record's text is; None takes the field that the spec names.
+
     Raises:
-        RefusedError: there is nothing at its path.
+        RefusedError: there is nothing at its path, or not the fields that the format needs.
     """
-    return _KINDS[spec.source](spec, cache_dir)
+    return _KINDS[spec.source](spec, cache_dir, format or PlainText(spec.text_field))
 
 
 class TextFiles(Source):
     """Each file is a document: UTF-8, exactly as it is on disk (a byte order mark aside)."""
 
-    def __init__(self, spec: DocumentsSpec, cache_dir: Path) -> None:
-        super().__init__(spec)
-        self._cache_dir = cache_dir
+    def __init__(self, spec: DocumentsSpec, cache_dir: Path, format: Format) -> None:
+        super().__init__(spec, cache_dir, format)
         self.files = self._find()
 
     def _find(self) -> list[Path]:
@@ -149,7 +151,7 @@ class TextFiles(Source):
             except UnicodeDecodeError:
                 skipped.add("not UTF-8", str(path))
                 continue
-            yield Document(text, str(path))
+            yield self.format.document({"text": text}, str(path))
 
 
 class StandardLibrary(TextFiles):
@@ -196,40 +198,42 @@ class JsonLines(TextFiles):
             raise RefusedError(f"{origin}: JSON nested too deeply: {start!r}") from None
         if not isinstance(record, dict):
             raise RefusedError(f"{origin}: expected a JSON object, found {start!r}")
-        return Document(_text_of(record, self.spec.text_field, origin), origin)
+        return self.format.document(record, origin)
 
 
 class Parquet(TextFiles):
-    """One column of Parquet files; each row is a document."""
+    """Some columns of Parquet files; each row is a document."""
 
     def _find(self) -> list[Path]:
         return find_files(str(self.spec.path), suffixes=(".parquet",))
 
     @property
     def size(self) -> int | None:
-        """Bytes of the column before compression."""
+        """Bytes of the columns before compression."""
         total = 0
         for path in self.files:
-            file = self._open(path)
-            column = file.schema_arrow.get_field_index(self.spec.text_field)
-            groups = range(file.metadata.num_row_groups)
-            total += sum(
-                file.metadata.row_group(g).column(column).total_uncompressed_size for g in groups
-            )
+            file, columns = self._open(path)
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                leaves = (group.column(n) for n in range(group.num_columns))
+                total += sum(
+                    leaf.total_uncompressed_size
+                    for leaf in leaves
+                    if leaf.path_in_schema.split(".")[0] in columns
+                )
         return total
 
     def _read(self, skipped: Skipped) -> Iterator[Document]:
         for path in self.files:
-            file = self._open(path)
+            file, columns = self._open(path)
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[self.spec.text_field]):
-                for value in batch.column(0).to_pylist():
-                    origin = f"{path}:row {row}"
-                    record = {self.spec.text_field: value}
-                    yield Document(_text_of(record, self.spec.text_field, origin), origin)
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                for record in batch.to_pylist():
+                    yield self.format.document(record, f"{path}:row {row}")
                     row += 1
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Path) -> tuple[Any, list[str]]:
+        """A file, and the columns to read."""
         import pyarrow
         from pyarrow import parquet
 
@@ -237,24 +241,19 @@ class Parquet(TextFiles):
             file = parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise RefusedError(f"{path}: not a readable Parquet file: {error}") from None
-        if self.spec.text_field not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names)
-            raise RefusedError(f"text_field={self.spec.text_field}: {path} has {names}")
-        return file
+        return file, self.format.columns(file.schema_arrow.names, str(path))
 
 
 class HuggingFace(Source):
     """A dataset of the Hugging Face `datasets` library: from the hub or a local folder."""
 
-    def __init__(self, spec: DocumentsSpec, cache_dir: Path) -> None:
-        super().__init__(spec)
-        self._cache_dir = cache_dir
+    def __init__(self, spec: DocumentsSpec, cache_dir: Path, format: Format) -> None:
+        super().__init__(spec, cache_dir, format)
         self._dataset = self._load(str(spec.path))
-        columns = self._dataset.column_names
-        if columns is not None and spec.text_field not in columns:
-            raise RefusedError(
-                f"text_field={spec.text_field}: {spec.path} has {', '.join(columns)}"
-            )
+        available = self._dataset.column_names
+        if available is None:  # a stream tells its columns with its first row
+            available = list(next(iter(self._dataset), {}))
+        self._columns = format.columns(available, str(spec.path))
 
     def _load(self, path: str) -> Any:
         import datasets
@@ -298,17 +297,16 @@ class HuggingFace(Source):
             files = [Path(file["filename"]).parts[-4:] for file in self._dataset.cache_files]
             content = [files, self._dataset.num_rows]
         else:
-            content = [str(spec.path), list(itertools.islice(self._read(Skipped()), 16))]
+            first = itertools.islice(self._read(Skipped()), 16)
+            content = [str(spec.path), [document.text for document in first]]
         return [spec.config, spec.split, content]
 
     def _read(self, skipped: Skipped) -> Iterator[Document]:
-        field = self.spec.text_field
-        for row, record in enumerate(self._dataset.select_columns([field])):
-            origin = f"{self.spec.path}:row {row}"
-            yield Document(_text_of(record, field, origin), origin)
+        for row, record in enumerate(self._dataset.select_columns(self._columns)):
+            yield self.format.document(record, f"{self.spec.path}:row {row}")
 
 
-_KINDS: dict[str, Callable[[DocumentsSpec, Path], Source]] = {
+_KINDS: dict[str, Callable[[DocumentsSpec, Path, Format], Source]] = {
     "stdlib": StandardLibrary,
     "text": TextFiles,
     "jsonl": JsonLines,
@@ -350,22 +348,6 @@ def _is_visible(relative: Path) -> bool:
 
 def _open_binary(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _text_of(record: dict[str, Any], field: str, origin: str) -> str:
-    """A record's text; null counts as empty.
-
-    Raises:
-        RefusedError: no such field, or it holds no text.
-    """
-    if field not in record:
-        raise RefusedError(f"{origin}: no field {field!r}; it has {', '.join(map(str, record))}")
-    value = record[field]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise RefusedError(f"{origin}: field {field!r} holds a {type(value).__name__}, not text")
-    return value
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,15 +1,15 @@
 """Documents tokenised once, kept on disk, read through a memory map.
 
-One folder per (source content, tokenizer): `tokens.bin` holds every document as
-`start, tokens..., separator`, one after the other; `offsets.bin` (D + 1), `bytes.bin` (D) and
+One folder per (source content, format, tokenizer): `tokens.bin` holds the documents' tokens, one
+document after the other; `offsets.bin` (D + 1), `bytes.bin` (D) and
 `hashes.bin` (D) hold where each begins, its exact length in UTF-8 and a hash of its text;
-`meta.json` the counts. A start costs no more than opening the files.
+`trained.bin`, where not every token is to be predicted, which ones are; `meta.json` the counts. A
+start costs no more than opening the files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
 import time
@@ -25,10 +25,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from llm.core.spec import RefusedError
 from llm.data.build_once import build_once
 from llm.data.digests import digest
-from llm.data.sources import Document, Skipped, Source
-from llm.data.tokenizer import Tokenizer, split_long
+from llm.data.formats import Document, Format
+from llm.data.sources import Skipped, Source
+from llm.data.tokenizer import Tokenizer
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_CHARACTERS = 2**21
 _BATCH_DOCUMENTS = 2048
 
@@ -39,7 +40,8 @@ class TokenCache:
     Attributes:
         folder: where it lies; its name is the fingerprint of content and tokenizer.
         meta: counts (`documents`, `tokens`, `bytes`, `skipped`) and the source's name.
-        tokens: every document with its start token and separator, uint16 or uint32.
+        tokens: every document, with what stands around its text, uint16 or uint32.
+        trained: bool, which tokens are to be predicted; None: all.
         offsets: int64 [D + 1], where each document begins in `tokens`.
         bytes: int64 [D], length of each document's text in UTF-8.
         hashes: uint64 [D], hash of each document's text.
@@ -50,6 +52,8 @@ class TokenCache:
         self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         count = self.meta["documents"]
         self.tokens = np.memmap(folder / "tokens.bin", self.meta["dtype"], "r")
+        trained = folder / "trained.bin"
+        self.trained = np.memmap(trained, bool, "r") if trained.exists() else None
         self.offsets = np.memmap(folder / "offsets.bin", "<i8", "r", shape=(count + 1,))
         self.bytes = np.memmap(folder / "bytes.bin", "<i8", "r", shape=(count,))
         self.hashes = np.memmap(folder / "hashes.bin", "<u8", "r", shape=(count,))
@@ -91,7 +95,7 @@ def _build(work: Path, source: Source, tokenizer: Tokenizer) -> None:
     started = time.monotonic()
     logger.info("tokenising {}", source.name)
     skipped = Skipped()
-    writer = _Writer(work, tokenizer)
+    writer = _Writer(work, source.format, tokenizer)
     with writer, _progress(source) as advance:
         for batch in _batches(source.documents(skipped)):
             advance(writer.write(batch))
@@ -102,7 +106,8 @@ def _build(work: Path, source: Source, tokenizer: Tokenizer) -> None:
         # An empty file is nobody's mistake; anything else may be.
         level = "INFO" if set(skipped.counts) == {"empty"} else "WARNING"
         logger.log(level, "{}: left out {}", source.name, skipped.describe())
-    writer.check_bytes(source.name)
+    if source.format.trains_all:
+        writer.check_bytes(source.name)
     sizes = {path.name: path.stat().st_size for path in work.iterdir()}
     meta = {
         "source": source.name,
@@ -124,12 +129,12 @@ def _build(work: Path, source: Source, tokenizer: Tokenizer) -> None:
     )
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
     """Documents in groups worth a call to the tokenizer: some MB of text."""
-    group: list[str] = []
+    group: list[Document] = []
     characters = 0
     for document in documents:
-        group.append(document.text)
+        group.append(document)
         characters += len(document.text)
         if characters >= _BATCH_CHARACTERS or len(group) >= _BATCH_DOCUMENTS:
             yield group
@@ -141,16 +146,18 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:
 class _Writer:
     """Appends tokenised documents to the files of a cache."""
 
-    def __init__(self, work: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, work: Path, format: Format, tokenizer: Tokenizer) -> None:
         self.dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
         self.documents = 0
         self.tokens = 0
         self.bytes = 0
         self._token_bytes = 0
+        self._format = format
         self._tokenizer = tokenizer
+        masks = () if format.trains_all else ("trained",)
         self._files = {
             name: (work / f"{name}.bin").open("wb")
-            for name in ("tokens", "offsets", "bytes", "hashes")
+            for name in ("tokens", "offsets", "bytes", "hashes", *masks)
         }
         self._append("offsets", np.zeros(1, "<i8"))
 
@@ -161,26 +168,24 @@ class _Writer:
         for file in self._files.values():
             file.close()
 
-    def write(self, texts: list[str]) -> int:
+    def write(self, documents: list[Document]) -> int:
         """Tokenise and append some documents; returns their bytes."""
-        parts = [split_long(text) for text in texts]
-        ids = iter(self._encode([part for of_one in parts for part in of_one]))
-        encoded = [text.encode() for text in texts]
         offsets = []
-        for of_one in parts:
-            start, stop = [self._tokenizer.start_id], [self._tokenizer.separator_id]
-            pieces = [start, *itertools.islice(ids, len(of_one)), stop]
-            array = np.concatenate([np.array(piece, self.dtype) for piece in pieces])
+        for ids, trained in self._format.encode(documents, self._tokenizer):
+            array = ids.astype(self.dtype)
             self._token_bytes += int(self._tokenizer.token_bytes[array].sum())
             self._append("tokens", array)
+            if trained is not None:
+                self._append("trained", trained)
             self.tokens += len(array)
             offsets.append(self.tokens)
+        encoded = [document.text.encode() for document in documents]
         sizes = [len(content) for content in encoded]
         hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in encoded]
         self._append("offsets", np.array(offsets, "<i8"))
         self._append("bytes", np.array(sizes, "<i8"))
         self._append("hashes", np.frombuffer(b"".join(hashes), "<u8"))
-        self.documents += len(texts)
+        self.documents += len(documents)
         self.bytes += sum(sizes)
         return sum(sizes)
 
@@ -195,17 +200,6 @@ class _Writer:
                 self.bytes,
                 abs(self._token_bytes / self.bytes - 1),
             )
-
-    def _encode(self, parts: list[str]) -> Iterator[list[int]]:
-        """Tokenise in calls of bounded size, since one document may have very many parts."""
-        first = 0
-        while first < len(parts):
-            last, characters = first, 0
-            while last < len(parts) and characters < _BATCH_CHARACTERS:
-                characters += len(parts[last])
-                last += 1
-            yield from self._tokenizer.encode_batch(parts[first:last])
-            first = last
 
     def _append(self, name: str, values: np.ndarray[Any, Any]) -> None:
         self._files[name].write(values.tobytes())
