@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 
 import hydra
 from loguru import logger
@@ -29,13 +28,14 @@ def main(cfg: DictConfig) -> None:
 
 def talk(spec: ChatSpec) -> None:
     """Load the model, then talk."""
-    template = None if spec.template is None else read_template(Path(spec.template))
     from llm.core.machine import claim
+    from llm.data.chat_template import read_template
     from llm.generate.chat import converse
     from llm.generate.language_model import load
     from llm.generate.terminal_chat import TerminalChat
     from llm.report.terminal import console
 
+    template = None if spec.template is None else read_template(spec.template)
     machine = claim(spec.hardware)
     if machine.note:
         logger.warning(machine.note)
@@ -50,18 +50,6 @@ def talk(spec: ChatSpec) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     TerminalChat(conversation, console).run()
-
-
-def read_template(path: Path) -> str:
-    """A file's text.
-
-    Raises:
-        RefusedError: there is none.
-    """
-    try:
-        return path.expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RefusedError(f"template={path}: cannot be read: {error}") from None
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from llm.train.specs import (
     MuonSpec,
     OptaxSpec,
     PretrainSpec,
+    SFTSpec,
     WarmupCosineSpec,
     WarmupStableDecaySpec,
 )
@@ -53,7 +54,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
-    "trainer": {"pretrain": PretrainSpec},
+    "trainer": {"pretrain": PretrainSpec, "sft": SFTSpec},
     "optimizer": {"adamw": AdamWSpec, "muon": MuonSpec, "optax": OptaxSpec},
     "schedule": {
         "warmup_cosine": WarmupCosineSpec,

@@ -30,7 +30,7 @@ def ours(name: str):
     from llm.core.machine import COMPILER_OPTIONS
     from llm.core.mesh import make_mesh, put_rows
     from llm.models.specs import GPTSpec, LlamaSpec
-    from llm.train.pretrain import NextToken
+    from llm.train.next_token import NextToken
     from llm.train.specs import AdamWSpec
     from llm.train.state import StateFactory
     from llm.train.step import Stepper

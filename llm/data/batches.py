@@ -140,31 +140,37 @@ class _Epoch(NamedTuple):
 
 
 class EvalBatches:
-    """Every held-out row once, in an order that no seed changes.
+    """Every held-out row once, in an order that no seed changes; each batch is of one source.
 
     The order is shuffled, so that the first batches are a fair sample of all of them.
     """
 
     def __init__(self, plans: Sequence[Rows], shard: Shard, buckets: Sequence[int]):
-        self._plans = list(plans)
+        self.plans = list(plans)
         self._shard = shard
         self._buckets = list(buckets)
-        counts = [len(plan) for plan in plans]
+        self._rows = [permutation(len(plan), _EVAL, n) for n, plan in enumerate(plans)]
+        self._tables = [
+            group_by_length(plan.lengths()[rows], self._buckets, shard.batch_size)
+            for plan, rows in zip(plans, self._rows, strict=True)
+        ]
+        counts = [len(table) for table in self._tables]
         order = permutation(sum(counts), _EVAL)
         self._source = np.repeat(np.arange(len(plans)), counts)[order]
-        self._row = np.concatenate([np.arange(count) for count in counts])[order]
-        length = np.concatenate([plan.lengths() for plan in plans])[order]
-        self._table = group_by_length(length, self._buckets, shard.batch_size)
-        self._order = permutation(len(self._table), _EVAL)
+        self._place = np.concatenate([np.arange(count) for count in counts])[order]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._place)
 
-    def take(self, limit: int | None) -> Iterator[Batch]:
-        """The first `limit` batches, or all; the last of each bucket is filled with empty rows."""
+    def take(self, limit: int | None) -> Iterator[tuple[int, Batch]]:
+        """The first `limit` batches, or all, each with the number of its source.
+
+        The last batch of each bucket is filled up with empty rows.
+        """
         size, begin, stop = self._shard
-        for place in self._order[:limit]:
-            mine = self._table.rows(int(place), size)[begin:stop]
-            row = np.where(mine == EMPTY, EMPTY, self._row[mine])
-            seq_len = self._buckets[self._table.bucket[place]]
-            yield collate(self._plans, self._source[mine], row, seq_len)
+        for source, place in zip(self._source[:limit], self._place[:limit], strict=True):
+            table = self._tables[source]
+            mine = table.rows(int(place), size)[begin:stop]
+            row = np.where(mine == EMPTY, EMPTY, self._rows[source][mine])
+            seq_len = self._buckets[table.bucket[place]]
+            yield int(source), collate(self.plans, np.full(len(row), source), row, seq_len)

@@ -21,6 +21,23 @@ from typing import Any
 
 from llm.core.spec import RefusedError
 
+# For models without a template of their own: ChatML. The assistant's tokens are marked.
+CHATML = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- message['content'] + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
 _PROGRAM = Path(__file__).with_name("template_process.py")
 _SECONDS = 2.0  # of processor time for one text; real ones take a thousandth of it
 _MEMORY = 2**29  # bytes of address space, Python's own 50 MB included
@@ -37,6 +54,18 @@ _ADVICE = {
     "memory": f"it needs more than {_MEMORY // 2**20} MiB",
     "other": "it fails with ",
 }
+
+
+def read_template(path: str) -> str:
+    """The source of a template in a file.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    try:
+        return Path(path).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"template={path}: cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,15 @@ def cut_to_length(spans: Spans, seq_len: int) -> Spans:
 
 
 def pack(cache: TokenCache, spans: Spans, seq_len: int) -> Rows:
-    """Rows of at most `seq_len` positions that hold every position of the spans once."""
+    """Rows of at most `seq_len` positions that hold every position of the spans once.
+
+    Only what is trained everywhere is cut to fill gaps: half a conversation would be an answer
+    without its question.
+    """
     pieces = cut_to_length(spans, seq_len)
     row = best_fit_decreasing(pieces.length, seq_len)
-    pieces, row = _limit_padding(pieces, row, seq_len)
+    if cache.trained is None:
+        pieces, row = _limit_padding(pieces, row, seq_len)
     order = np.argsort(row, kind="stable")
     first = np.searchsorted(row[order], np.arange(row.max(initial=-1) + 2))
     return Rows(cache, pieces.start[order], pieces.length[order].astype(np.int32), first)

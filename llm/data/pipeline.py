@@ -6,19 +6,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from loguru import logger
 
 from llm.core.spec import RefusedError
 from llm.data.batches import Batch, Batches, EvalBatches, PackedBatches, PaddedBatches, Shard
 from llm.data.bpe import build_tokenizer
+from llm.data.conversations import ChatSettings, Conversations
+from llm.data.fitting import fit, trained_targets
+from llm.data.formats import Format, PlainText
 from llm.data.loader import Loader
 from llm.data.order import RowStream
 from llm.data.packing import pack
 from llm.data.padding import one_per_row
+from llm.data.questions import Question, questions
 from llm.data.rows import Rows
 from llm.data.sources import open_source
 from llm.data.specs import DataSpec, PackedSpec
-from llm.data.split import Spans, split_documents
+from llm.data.split import Spans, Split, split_documents
 from llm.data.token_cache import TokenCache, tokenise
 from llm.data.tokenizer import Tokenizer
 
@@ -61,13 +66,49 @@ class Data:
         """How many batches the held-out rows make; 0 if nothing is held out."""
         return len(self._held_out)
 
-    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
+    def eval_batches(self, limit: int | None = None) -> Iterator[tuple[int, Batch]]:
         """The held-out rows once, in the same form and order each time.
 
         Args:
             limit: at most so many batches; they are a random sample of all.
+
+        Yields:
+            The number of a source, and a batch of its rows.
         """
         return self._held_out.take(limit)
+
+    def examples(self, limit: int) -> list[list[tuple[str, bool]]]:
+        """The first documents of the first training batches, token by token.
+
+        Args:
+            limit: how many.
+
+        Returns:
+            Of each document the text of each token, and whether it is trained.
+        """
+        found: list[list[tuple[str, bool]]] = []
+        for index in range(limit):
+            batch = self.batch(index)
+            here = np.flatnonzero(batch["segment_ids"][0] == 1)
+            ids = [*batch["tokens"][0, here[:1]], *batch["targets"][0, here]]
+            trained = [False, *(batch["loss_mask"][0, here] > 0)]
+            texts = (self.tokenizer.decode([token], skip_specials=False) for token in ids)
+            found.append(list(zip(texts, map(bool, trained), strict=True)))
+        return found
+
+    @property
+    def source_names(self) -> list[str]:
+        """What to call each source; no name twice."""
+        names = [source["name"].rpartition("/")[2] for source in self.fingerprint["sources"]]
+        return [name if names.count(name) == 1 else f"{name}#{n}" for n, name in enumerate(names)]
+
+    def questions(self, limit: int) -> list[Question]:
+        """Held-out prompts with the answers they got; none where everything is trained.
+
+        Args:
+            limit: at most so many; the same ones each time.
+        """
+        return questions(self._held_out.plans, limit)
 
     def describe(self) -> str:
         """One line for people."""
@@ -75,10 +116,16 @@ class Data:
         names = " + ".join(source["name"] for source in self.fingerprint["sources"])
         return (
             f"{self.spec.name} rows from {names}: {train['documents']:,} documents, "
-            f"{train['tokens']:,} tokens in {train['rows']:,} rows of up to {self.spec.seq_len} "
-            f"({train['padding']:.2%} padding); held out {held_out['documents']:,} documents, "
-            f"{held_out['tokens']:,} tokens; vocabulary of {self.tokenizer.vocab_size:,}"
+            f"{train['tokens']:,} tokens{self._trained_share()} in {train['rows']:,} rows of up to "
+            f"{self.spec.seq_len} ({train['padding']:.2%} padding); held out "
+            f"{held_out['documents']:,} documents, {held_out['tokens']:,} tokens; "
+            f"vocabulary of {self.tokenizer.vocab_size:,}"
         )
+
+    def _trained_share(self) -> str:
+        train = self.fingerprint["train"]
+        share = train["trained"] / train["tokens"]
+        return "" if share == 1 else f" ({share:.0%} of them trained)"
 
 
 def build_data(
@@ -87,6 +134,7 @@ def build_data(
     shard_index: int = 0,
     shard_count: int = 1,
     tokenizer: Tokenizer | None = None,
+    chat: ChatSettings | None = None,
 ) -> Data:
     """See `DataSpec.build`."""
     if seed < 0:
@@ -94,11 +142,28 @@ def build_data(
     if spec.batch_size % shard_count:
         raise RefusedError(f"batch_size={spec.batch_size}: {shard_count} hosts cannot share it")
     cache_dir = Path(spec.cache_dir).expanduser()
-    sources = [open_source(member, cache_dir) for member in spec.sources]
+    formats: list[Format] = [
+        PlainText(member.text_field) if chat is None else Conversations(chat, member.text_field)
+        for member in spec.sources
+    ]
+    sources = [
+        open_source(member, cache_dir, format)
+        for member, format in zip(spec.sources, formats, strict=True)
+    ]
     weights = [member.weight for member in spec.sources]
     tokenizer = tokenizer or build_tokenizer(spec.tokenizer, sources, weights, cache_dir)
+    if chat is not None:
+        tokenizer = tokenizer.with_special_tokens(chat.new_tokens)
     caches = [tokenise(source, tokenizer, cache_dir) for source in sources]
     split = split_documents(caches, spec.eval_fraction)
+    if chat is not None:
+        split = Split(
+            [_fit(*pair, spec.seq_len, chat) for pair in zip(caches, split.train, strict=True)],
+            [
+                fit(cache, spans, spec.seq_len, chat.too_long)[0]
+                for cache, spans in zip(caches, split.held_out, strict=True)
+            ],
+        )
 
     train = _plan(spec, caches, split.train)
     held_out = _plan(spec, caches, split.held_out)
@@ -129,18 +194,48 @@ def build_data(
     return data
 
 
+def _fit(cache: TokenCache, spans: Spans, seq_len: int, chat: ChatSettings) -> Spans:
+    """Training spans that fit, with a word on those that do not.
+
+    Raises:
+        RefusedError: nothing is left.
+    """
+    name = cache.meta["source"]
+    fitting, counts = fit(cache, spans, seq_len, chat.too_long)
+    if counts["too long"]:
+        logger.warning(
+            "{}: {:,} of {:,} conversations are longer than data.seq_len={} "
+            "(trainer.too_long={})",
+            name, counts["too long"], len(spans.start), seq_len, chat.too_long,
+        )  # fmt: skip
+    if counts["nothing to train"]:
+        logger.warning(
+            "{}: left out {:,} conversations with nothing to train", name,
+            counts["nothing to train"],
+        )  # fmt: skip
+    if not len(fitting.start):
+        raise RefusedError(
+            f"{name}: no conversation has anything to train: {len(spans.start)} read, "
+            f"{counts['too long']} longer than data.seq_len={seq_len} "
+            f"(trainer.too_long={chat.too_long}), trainer.loss_on={chat.loss_on}"
+        )
+    return fitting
+
+
 def _plan(spec: DataSpec, caches: Sequence[TokenCache], spans: Sequence[Spans]) -> list[Rows]:
     plan = pack if isinstance(spec, PackedSpec) else one_per_row
     return [plan(cache, span, spec.seq_len) for cache, span in zip(caches, spans, strict=True)]
 
 
 def _count(plans: Sequence[Rows], spans: Sequence[Spans], seq_len: int) -> dict[str, Any]:
-    """What the rows hold; `tokens` are those predicted in one epoch."""
+    """What the rows hold; `trained` are the tokens predicted in one epoch."""
     rows = sum(len(plan) for plan in plans)
     tokens = sum(plan.positions for plan in plans)
+    pairs = zip(plans, spans, strict=True)
     return {
         "documents": sum(len(span.start) for span in spans),
         "tokens": tokens,
+        "trained": sum(int(trained_targets(plan.cache, span).sum()) for plan, span in pairs),
         "rows": rows,
         "padding": 1 - tokens / (rows * seq_len) if rows else 0.0,
     }

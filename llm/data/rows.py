@@ -39,7 +39,7 @@ class Rows:
 
     @property
     def positions(self) -> int:
-        """Positions in use in all rows: the tokens that are predicted in an epoch."""
+        """Positions in use in all rows."""
         return int(self.length.sum(dtype=np.int64))
 
     def lengths(self) -> Array:
@@ -59,14 +59,14 @@ def collate(plans: Sequence[Rows], source_B: Array, row_B: Array, seq_len: int) 
 
     Returns:
         int32 [B, T] each: `tokens` (inputs), `targets` (the token after each input),
-        `segment_ids` (1, 2, ... for the pieces of a row, 0 for padding) and `positions` (0, 1, ...
-        in each piece). Padding holds zeros, which are also a token's id: masks come from
-        `segment_ids`.
+        `segment_ids` (1, 2, ... for the pieces of a row, 0 for padding), `positions` (0, 1, ...
+        in each piece) and `loss_mask` (1 where the target is to be predicted). Padding holds
+        zeros, which are also a token's id: masks come from `segment_ids`.
     """
     shape = (len(row_B), seq_len)
     batch = {
         name: np.zeros(shape, np.int32)
-        for name in ("tokens", "targets", "segment_ids", "positions")
+        for name in ("tokens", "targets", "segment_ids", "positions", "loss_mask")
     }
     for source, plan in enumerate(plans):
         mine = np.flatnonzero((source_B == source) & (row_B != EMPTY))
@@ -92,6 +92,8 @@ def _fill(batch: dict[str, Array], plan: Rows, into: Array, rows: Array, seq_len
     batch["targets"].reshape(-1)[to] = plan.cache.tokens[source + 1]
     batch["segment_ids"].reshape(-1)[to] = np.repeat(number + 1, length)
     batch["positions"].reshape(-1)[to] = position
+    trained = plan.cache.trained
+    batch["loss_mask"].reshape(-1)[to] = 1 if trained is None else trained[source + 1]
 
 
 def _count_up(counts: Array) -> Array:

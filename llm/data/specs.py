@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llm.core.spec import RefusedError, Spec, knob
 
 if TYPE_CHECKING:
+    from llm.data.conversations import ChatSettings
     from llm.data.pipeline import Data
     from llm.data.tokenizer import Tokenizer
 
+LOSS_ON = ("assistant", "last", "completion", "all")
+TOO_LONG = ("cut_right", "cut_left", "split", "drop")
 SOURCES = ("stdlib", "text", "jsonl", "parquet", "hf")
 _BYTES = 256
 _SMALLEST_BUCKET = 16
@@ -141,6 +144,7 @@ class DataSpec(DocumentsSpec):
         shard_index: int = 0,
         shard_count: int = 1,
         tokenizer: Tokenizer | None = None,
+        chat: ChatSettings | None = None,
     ) -> Data:
         """Read, tokenise (both cached) and plan the rows.
 
@@ -149,13 +153,14 @@ class DataSpec(DocumentsSpec):
             shard_index: which slice of each batch's rows this host gets.
             shard_count: number of hosts.
             tokenizer: the one to use instead of this spec's, such as a checkpoint's.
+            chat: read conversations, in this way; None reads plain text.
 
         Raises:
             RefusedError: missing or unusable files, broken lines, a batch the hosts cannot share.
         """
         from llm.data.pipeline import build_data
 
-        return build_data(self, seed, shard_index, shard_count, tokenizer)
+        return build_data(self, seed, shard_index, shard_count, tokenizer, chat)
 
 
 @dataclass(frozen=True, kw_only=True)

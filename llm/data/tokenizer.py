@@ -99,6 +99,17 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise RefusedError(f"path={path}: not a readable tokenizer: {error}") from error
 
+    def with_special_tokens(self, names: Sequence[str]) -> Tokenizer:
+        """This tokenizer, or one that has these special tokens as well, with the next free ids."""
+        from tokenizers import AddedToken
+
+        missing = [name for name in names if name not in self.special_ids]
+        if not missing:
+            return self
+        larger = Tokenizer.from_json(self.to_json())
+        larger._inner.add_special_tokens([AddedToken(name, special=True) for name in missing])
+        return Tokenizer(larger._inner, self.separator)
+
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         """From what `to_json` wrote."""
@@ -138,6 +149,17 @@ class Tokenizer:
         self._inner.encode_special_tokens = not specials
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_with_spans(
+        self, text: str, specials: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and the characters [start, stop) of the text that each token stands for.
+
+        Tokens that share the bytes of one character each have it in their span.
+        """
+        self._inner.encode_special_tokens = not specials
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int], skip_specials: bool = True) -> str:
         """Text of some ids; those of no token are left out, broken UTF-8 becomes U+FFFD."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from llm.core.spec import RefusedError
 from llm.data.chat_template import ChatTemplate
-from llm.data.chat_tokens import encode_chat
+from llm.data.chat_tokens import encode_chat, template_of
 from llm.data.tokenizer import Tokenizer
 from llm.generate.language_model import LanguageModel
 from llm.generate.specs import Sampling
@@ -226,15 +226,10 @@ def converse(
             "this model has no chat template: it goes on with texts and was not trained to answer. "
             'Try launch/generate.py prompt="...", or give it a template with template=FILE'
         )
-    names = {index: name for name, index in lm.tokenizer.special_ids.items()}
     return Conversation(
         lm.engine.session,
         lm.tokenizer,
-        ChatTemplate(
-            source,
-            bos=names.get(lm.tokenizer.start_id, ""),
-            eos=names.get(lm.stop_ids[0], lm.tokenizer.separator),
-        ),
+        template_of(lm.tokenizer, source, lm.stop_ids[0]),
         stop_ids=lm.stop_ids,
         context=lm.spec.max_seq_len,
         sampling=sampling or Sampling(),

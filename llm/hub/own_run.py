@@ -23,6 +23,8 @@ def open_run(folder: Path, source: str) -> Pretrained:
         source=source,
         spec=spec_from_json(meta["model"]),
         tokenizer=Tokenizer.from_json(meta["tokenizer"]),
+        chat_template=meta["chat_template"],
+        stop_ids=tuple(meta["stop_ids"]),
         weights=functools.partial(read_checkpoint_weights, folder),
         lineage={"checkpoint": str(folder), "step": meta["step"], "run": meta["run"]},
     )

@@ -66,6 +66,7 @@ class Decoder(nnx.Module):
         positions_BT: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         dropout_keys_B: Key[Array, " B"] | None = None,
+        embedding_noise_BTD: Float[Array, "B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm, and the cache with the new tokens in it.
 
@@ -77,6 +78,7 @@ class Decoder(nnx.Module):
                 cache they follow from the cache's lengths and must be left out.
             cache: what the rows have seen before.
             dropout_keys_B: one key per row switches dropout on.
+            embedding_noise_BTD: added to the embedded tokens; not with a cache.
 
         Raises:
             ValueError: more tokens than the model or (outside jit) the cache can hold. Inside jit
@@ -90,7 +92,10 @@ class Decoder(nnx.Module):
         if cache is None:
             if positions_BT is None:
                 positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-            return self._trunk(tokens_BT, segment_ids_BT, positions_BT, dropout_keys_B), None
+            x_BTD = self.embed(tokens_BT, positions_BT)
+            if embedding_noise_BTD is not None:
+                x_BTD += embedding_noise_BTD.astype(x_BTD.dtype)
+            return self._trunk(x_BTD, segment_ids_BT, positions_BT, dropout_keys_B), None
         if positions_BT is not None:
             raise ValueError(
                 "positions_BT: with a cache they follow from its lengths; leave it out"
@@ -99,7 +104,7 @@ class Decoder(nnx.Module):
 
     def _trunk(
         self,
-        tokens_BT: Int[Array, "B T"],
+        x_BTD: Float[Array, "B T D"],
         segment_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
         dropout_keys_B: Key[Array, " B"] | None,
@@ -110,7 +115,6 @@ class Decoder(nnx.Module):
         def attend(q: Array, k: Array, v: Array) -> Array:
             return attention(q, k, v, index)
 
-        x_BTD = self.embed(tokens_BT, positions_BT)
         x_BTD = self.embedding_dropout(x_BTD, dropout_keys_B)
         for block in self.blocks:
 

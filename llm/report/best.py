@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LOWER_IS_BETTER = ("/loss", "/bits_per_byte", "/perplexity")
-_HIGHER_IS_BETTER = ("reward/mean", "/accuracy", "/pass_rate")
+_HIGHER_IS_BETTER = ("reward/mean", "/accuracy", "/exact_match", "/pass_rate")
 _NOT_METRICS = ("step", "tokens", "time")
 
 

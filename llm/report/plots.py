@@ -79,6 +79,12 @@ _PANELS = (
         lines=(),
         dots=(("eval/bits_per_byte", "", _ORANGE),),
     ),
+    _Panel(
+        "Answers equal to the data's, held out",
+        lines=(),
+        dots=(("eval/exact_match", "", _GREEN),),
+        higher_is_better=True,
+    ),
     _Panel("Gradient norm", lines=(("train/grad_norm", "", _PURPLE),), smooth=True),
     _Panel("Learning rate", lines=(("train/lr", "", _INK),), from_zero=True),
     _Panel(

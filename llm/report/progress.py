@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from llm.report.numbers import clock, si
-from llm.report.samples import printable
+from llm.report.samples import Sample, printable
 from llm.report.terminal import console, logs_above_display
 
 _PLAIN_EVERY = 10.0  # seconds between log lines where no live line is possible
@@ -79,12 +79,10 @@ class ProgressLine:
             logger.info("{}", self._last_line)
             self._last_line = ""
 
-    def samples(self, step: int, prompts: Sequence[str], completions: Sequence[str]) -> None:
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Show the first few completions, shortened, prompt and completion told apart."""
         body = Text()
-        for i, (prompt, completion) in enumerate(
-            list(zip(prompts, completions, strict=True))[:_PANEL_SAMPLES]
-        ):
+        for i, (prompt, completion, _) in enumerate(samples[:_PANEL_SAMPLES]):
             body.append("\n\n" if i else "")
             body.append(_shorten(prompt, from_end=True), "dim")
             body.append(_shorten(completion))

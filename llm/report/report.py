@@ -123,6 +123,7 @@ def _key_numbers(
     for name, label in (
         ("eval/loss", "held-out loss"),
         ("eval/bits_per_byte", "bits per byte"),
+        ("eval/exact_match", "answers equal to the data's"),
         ("reward/mean", "reward"),
         ("train/loss", "training loss"),
     ):

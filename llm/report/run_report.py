@@ -12,7 +12,7 @@ from llm.report.best import Scores
 from llm.report.metrics_file import MetricsFile
 from llm.report.progress import ProgressLine
 from llm.report.run_files import now, write_result
-from llm.report.samples import write_samples
+from llm.report.samples import Sample, write_samples
 from llm.report.specs import TrackerSpec
 from llm.report.wandb_tracker import WandbTracker, new_run_id
 
@@ -99,14 +99,15 @@ class RunReport:
         # Last, since it wakes the W&B thread: that runs while this one waits for the device.
         self._tracker.log(step, {"tokens": tokens, **metrics})
 
-    def samples(
-        self, step: int, tokens: int, prompts: Sequence[str], completions: Sequence[str]
-    ) -> None:
+    def samples(self, step: int, tokens: int, samples: Sequence[Sample]) -> None:
         """Write completions to samples/, show the first ones, and send them all to W&B."""
-        write_samples(self.folder, step, tokens, prompts, completions)
-        self._progress.samples(step, prompts, completions)
-        rows = [[step, tokens, *pair] for pair in zip(prompts, completions, strict=True)]
-        self._tracker.table(step, "samples", ["step", "tokens", "prompt", "completion"], rows)
+        write_samples(self.folder, step, tokens, samples)
+        self._progress.samples(step, samples)
+        columns = ["step", "tokens", *Sample._fields]
+        rows = [[step, tokens, *sample] for sample in samples]
+        if all(sample.reference is None for sample in samples):
+            columns, rows = columns[:-1], [row[:-1] for row in rows]
+        self._tracker.table(step, "samples", columns, rows)
 
     def say(self, message: str) -> None:
         """Print a line above the progress line, and into run.log."""

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from llm.report.json_files import write_atomic
 
 
-def write_samples(
-    folder: Path, step: int, tokens: int, prompts: Sequence[str], completions: Sequence[str]
-) -> Path:
+class Sample(NamedTuple):
+    """What a model wrote."""
+
+    prompt: str
+    completion: str
+    reference: str | None = None
+    """What the data says instead, where it does."""
+
+
+def write_samples(folder: Path, step: int, tokens: int, samples: Sequence[Sample]) -> Path:
     """Write one file of samples.
 
     Args:
         folder: the run folder.
         step, tokens: when they were drawn.
-        prompts, completions: as many of one as of the other.
+        samples: what to write.
 
     Returns:
         The file.
     """
     parts = [f"step {step}, {tokens} tokens\n"]
-    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+    for i, (prompt, completion, reference) in enumerate(samples, start=1):
         parts.append(f"--- prompt {i} ---\n{prompt}\n--- completion {i} ---\n{completion}\n")
+        if reference is not None:
+            parts.append(f"--- reference {i} ---\n{reference}\n")
     path = folder / "samples" / f"step-{step:06d}.txt"
     path.parent.mkdir(exist_ok=True)
     # A model may emit half of a surrogate pair, which UTF-8 cannot hold.

@@ -51,7 +51,8 @@ class ExperimentSpec(Spec):
     seed: int = knob(0, "all randomness follows from it", ge=0)
     init_from: str | Sequence[str] | None = knob(
         None,
-        "first weights: pretrained (the model's own), a run folder, hf:org/name, ...",
+        "first weights: pretrained (the model's own), scratch, a run folder, hf:org/name, ...; "
+        "null: the trainer decides",
     )
     resume: str | None = knob(None, "true, last or a run folder: continue that run")
     model: ModelSpec = knob(doc="model")
@@ -66,9 +67,11 @@ class ExperimentSpec(Spec):
     @property
     def first_weights(self) -> str | Sequence[str] | None:
         """Checkpoint sources to begin with; None for random weights."""
-        if self.init_from != "pretrained":
-            return self.init_from
-        return self.model.pretrained
+        if self.init_from is None and self.trainer.pretrained:
+            return self.model.pretrained or None
+        if self.init_from == "pretrained":
+            return self.model.pretrained
+        return None if self.init_from == "scratch" else self.init_from
 
     @property
     def resumes(self) -> bool:

@@ -14,6 +14,7 @@ from loguru import logger
 from llm.hub.checkpoints import Checkpoints
 from llm.report.ledger import Ledger
 from llm.report.run_report import RunReport
+from llm.report.samples import Sample
 from llm.train.compiled import Compiled
 from llm.train.state import TrainState
 from llm.train.step_report import DivergedError, StepReport
@@ -52,8 +53,8 @@ class Loop:
     """Puts a host batch on the devices."""
     evaluate: Callable[[Any], dict[str, float]] | None
     """Held-out metrics of some weights; None if nothing is held out."""
-    sample: Callable[[Any, int], tuple[list[str], list[str]]] | None
-    """Prompts and completions from some weights at some step; None if none are wanted."""
+    sample: Callable[[Any, int], tuple[list[Sample], dict[str, float]]] | None
+    """Samples from some weights at some step, and metrics of them; None if none are wanted."""
     checkpoints: Checkpoints
     meta: dict[str, Any]
     """What a checkpoint says besides arrays, cursor and progress."""
@@ -130,10 +131,12 @@ class Loop:
             return
         with self._pause("sample"):
             try:
-                prompts, completions = self.sample(state.eval_params, step)
+                samples, metrics = self.sample(state.eval_params, step)
             except StopRequestedError:
                 return
-            self.report.samples(step, self.steps.tokens, prompts, completions)
+            self.report.samples(step, self.steps.tokens, samples)
+            if metrics:
+                self.report.log(step, self.steps.tokens, metrics)
             self.progress.sampled = step
 
     @contextmanager

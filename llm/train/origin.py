@@ -10,12 +10,17 @@ from typing import Any
 from loguru import logger
 
 from llm.core.spec import RefusedError, spec_from_json
+from llm.data.chat_template import CHATML, read_template
+from llm.data.chat_tokens import special_names
+from llm.data.conversations import ChatSettings, end_of_turn
 from llm.data.tokenizer import Tokenizer
 from llm.hub.checkpoints import newest_readable_meta
+from llm.hub.new_rows import read_with_new_rows
 from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
+from llm.train.specs import SFTSpec
 
 # Fields of a model that may differ from those of its first weights.
 _FREE = ("name", "vocab_size", "init_std", "dropout", "pretrained")
@@ -51,18 +56,88 @@ class Origin:
             RefusedError: there is no such model, or the data names another tokenizer.
         """
         path = self._experiment.data.tokenizer.path
-        if self._experiment.init_from is None:
-            return None
         if self._begun:
             return Tokenizer.from_json(self._begun["tokenizer"])
-        assert self._pretrained is not None
+        if self._pretrained is None:
+            return None
         tokenizer = self._pretrained.tokenizer
         if path is not None and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
             raise RefusedError(
                 f"data.tokenizer.path={path}: is another tokenizer than that of "
-                f"init_from={self._experiment.init_from}; leave it out to take the model's"
+                f"{self._source}; leave it out to take the model's"
             )
         return tokenizer
+
+    @property
+    def _source(self) -> str:
+        """The words that the first weights follow from."""
+        init_from = self._experiment.init_from
+        if init_from is not None:
+            return f"init_from={init_from}"
+        assert self._pretrained is not None
+        return f"init_from={self._pretrained.source} (where trainer=sft starts)"
+
+    @cached_property
+    def _template(self) -> str | None:
+        """The chat template that comes with the first weights."""
+        if self._begun:
+            template: str | None = self._begun["chat_template"]
+            return template
+        return self._pretrained.chat_template if self._pretrained else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that goes into the run's checkpoints."""
+        chat = self.chat()
+        return chat.template if chat else self._template
+
+    def chat(self) -> ChatSettings | None:
+        """How conversations are read; None if the trainer reads plain text.
+
+        Raises:
+            RefusedError: the template's file cannot be read.
+        """
+        trainer = self._experiment.trainer
+        if not isinstance(trainer, SFTSpec):
+            return None
+        source = self._template
+        if trainer.template is not None and not self._begun:
+            source = read_template(trainer.template)
+        chosen = CHATML if source is None else source
+        return ChatSettings(
+            template=chosen,
+            loss_on=trainer.loss_on,
+            too_long=trainer.too_long,
+            end=self._end,
+            new_tokens=() if chosen == self._template else tuple(special_names(chosen)),
+        )
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Tokens that end an answer, the usual one first; none if the weights' files say none.
+
+        Args:
+            tokenizer: the run's.
+        """
+        if self._begun:
+            return tuple(self._begun["stop_ids"])
+        chat = self.chat()
+        known = self._pretrained.stop_ids if self._pretrained else ()
+        if chat is None:
+            return known
+        end = end_of_turn(chat, tokenizer)
+        ends = [tokenizer.separator_id] if end is None else [end]
+        return tuple(dict.fromkeys([*ends, *(known or [tokenizer.separator_id])]))
+
+    @property
+    def _end(self) -> str | None:
+        """Name of the token that ends what the pretrained model says."""
+        if self._begun:
+            end: str | None = self._begun["chat_end"]
+            return end
+        if self._pretrained is None:
+            return None
+        names = {i: name for name, i in self._pretrained.tokenizer.special_ids.items()}
+        return names.get(self._pretrained.end_ids[0])
 
     def model(self, tokenizer: Tokenizer) -> ModelSpec:
         """The experiment's model with the size of its vocabulary settled.
@@ -74,9 +149,12 @@ class Origin:
         model = self._experiment.model
         size = tokenizer.vocab_size
         if self._begun:
-            size = spec_from_json(self._begun["model"]).vocab
-        elif self._pretrained is not None:
-            size = self._pretrained.spec.vocab
+            return model.replace(vocab_size=spec_from_json(self._begun["model"]).vocab)
+        if self._pretrained is not None:
+            theirs = self._pretrained.spec
+            _check_same(model, theirs, self._source)
+            # The tokenizer may have got special tokens that the model has no rows for.
+            return model.replace(vocab_size=max(size, theirs.vocab))
         if model.vocab_size is None:
             model = model.replace(vocab_size=size)
         if model.vocab < tokenizer.vocab_size:
@@ -84,15 +162,28 @@ class Origin:
                 f"model.vocab_size={model.vocab}: the tokenizer has {tokenizer.vocab_size} tokens; "
                 "set it to null to take the tokenizer's"
             )
-        if self._pretrained is not None:
-            _check_same(model, self._pretrained.spec, f"init_from={self._experiment.init_from}")
         return model
 
-    def weights(self, template: Any) -> tuple[dict[str, Any], Any] | None:
-        """Lineage and first weights, shaped and placed as `template` says; None draws them."""
+    def weights(self, template: Any, tokenizer: Tokenizer) -> tuple[dict[str, Any], Any] | None:
+        """Lineage and first weights, shaped and placed as `template` says; None draws them.
+
+        Args:
+            template: nested dict of `jax.ShapeDtypeStruct`, shaped like the model's parameters.
+            tokenizer: the run's, which may have tokens that the pretrained model's lacks.
+        """
         if self._pretrained is None:
             return None
-        weights = self._pretrained.weights(template)
+        known = self._pretrained.tokenizer.vocab_size
+        new_ids = tuple(range(known, tokenizer.vocab_size))
+        weights = read_with_new_rows(
+            self._pretrained.weights, template, self._pretrained.spec.vocab, new_ids
+        )
+        if new_ids:
+            logger.info(
+                "{} new special tokens start as the average token: {}.",
+                len(new_ids),
+                ", ".join(name for name, i in tokenizer.special_ids.items() if i in new_ids),
+            )
         logger.info("First weights from {}.", self._pretrained.source)
         return self._pretrained.lineage, weights
 
@@ -104,7 +195,7 @@ def _check_same(model: ModelSpec, theirs: ModelSpec, source: str) -> None:
             f"{source}: is a {type(theirs).__name__}, but model={model.name} is a "
             f"{type(model).__name__}"
         )
-    if model.vocab != theirs.vocab:
+    if model.vocab_size not in (None, theirs.vocab):
         raise RefusedError(f"{source}: say model.vocab_size={theirs.vocab} (or null)")
     words = [
         f"model.{field.name}={getattr(theirs, field.name)}"

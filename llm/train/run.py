@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,10 @@ from loguru import logger
 from llm.core.machine import claim
 from llm.core.mesh import put_rows, replicated
 from llm.core.spec import RefusedError
-from llm.generate.engine import Engine
-from llm.generate.prompt_checks import check_prompts
-from llm.generate.specs import Sampling
 from llm.hub.checkpoints import Checkpoints, Restored
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
+from llm.report.preview import show_example
 from llm.report.run_files import note_resume, now, write_result, write_run
 from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
@@ -30,6 +28,8 @@ from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
 from llm.train.origin import Origin
 from llm.train.run_folder import check_run_folder
+from llm.train.samples import Sampler, sampler
+from llm.train.specs import SFTSpec
 from llm.train.state import StateFactory, TrainState
 from llm.train.step import Stepper
 from llm.train.step_report import StepReport
@@ -99,12 +99,16 @@ class _Run:
                 if self.machine.note:
                     logger.warning(self.machine.note)
                 origin = Origin(self.experiment, self.folder)
+                self.chat = origin.chat()
                 self.data = self.experiment.data.build(
                     self.experiment.seed,
                     jax.process_index(),
                     jax.process_count(),
                     origin.tokenizer(),
+                    self.chat,
                 )
+                self.stop_ids = origin.stop_ids(self.data.tokenizer)
+                self.chat_template = origin.chat_template
                 self.model = origin.model(self.data.tokenizer)
                 self.factory = factory = self._factory()
                 checkpoints = self._checkpoints()
@@ -175,7 +179,7 @@ class _Run:
                     "changed files or another tokenizer); the run cannot go on with it"
                 )
             return restored.meta["parent"], restored.arrays
-        first = origin.weights(factory.template.params)
+        first = origin.weights(factory.template.params, self.data.tokenizer)
         if first is None:
             return None, factory.fresh()
         lineage, weights = first
@@ -201,7 +205,11 @@ class _Run:
             start_tokens=restored.meta["tokens"] if restored else 0,
             resumed=restored is not None,
             tracker_id=begun["tracker_id"] if begun else None,
-            next_commands=[f'python launch/generate.py checkpoint={self.folder} prompt="..."'],
+            next_commands=[
+                f"python launch/chat.py checkpoint={self.folder}"
+                if self.chat
+                else f'python launch/generate.py checkpoint={self.folder} prompt="..."'
+            ],
         )
         if begun:
             note_resume(self.folder, step=restored.step if restored else 0, devices=devices)
@@ -260,8 +268,10 @@ class _Run:
             return put_rows(batch, self.machine.mesh)
 
         def held_out(params: Any) -> dict[str, float]:
-            batches: Iterator[Any] = map(place, self.data.eval_batches(experiment.eval.batches))
-            return evaluate(eval_step, params, token_bytes_V, batches, self.stop)
+            batches = self.data.eval_batches(experiment.eval.batches)
+            placed = ((source, place(batch)) for source, batch in batches)
+            names = self.data.source_names
+            return evaluate(eval_step, params, token_bytes_V, placed, names, self.stop)
 
         source = self.data.batches()
         progress = Progress()
@@ -282,6 +292,9 @@ class _Run:
             "experiment": experiment.to_json(),
             "model": self.model.to_json(),
             "tokenizer": self.data.tokenizer.to_json(),
+            "chat_template": self.chat_template,
+            "chat_end": self.chat.end if self.chat else None,
+            "stop_ids": list(self.stop_ids),
             "fingerprint": self.data.fingerprint,
             "parent": parent,
         }
@@ -290,7 +303,7 @@ class _Run:
             train_step=train_step,
             place=place,
             evaluate=held_out if self.data.n_eval_batches else None,
-            sample=self._sampler() if experiment.samples.every else None,
+            sample=self._sample() if experiment.samples.every else None,
             checkpoints=checkpoints,
             meta=meta,
             report=report,
@@ -304,33 +317,26 @@ class _Run:
             progress=progress,
             saved=restored.step if restored else None,
         )
+        if isinstance(trainer, SFTSpec) and restored is None:
+            for number, pieces in enumerate(self.data.examples(trainer.preview), 1):
+                show_example(number, pieces)
         return loop, source
 
-    def _sampler(self) -> Callable[[Any, int], tuple[list[str], list[str]]]:
-        """A function that draws the samples of some weights at some step.
-
-        Raises:
-            RefusedError: a prompt is too long; better now than in the middle of the run.
-        """
-        spec, tokenizer = self.experiment.samples, self.data.tokenizer
-        prompts = [[tokenizer.start_id, *tokenizer.encode(text)] for text in spec.prompts]
-        check_prompts(self.model, prompts, spec.max_new_tokens)
-
-        sampling = Sampling(
-            max_new_tokens=spec.max_new_tokens, temperature=spec.temperature, top_p=spec.top_p
+    def _sample(self) -> Sampler | None:
+        """Samples are drawn on a thread, since it may compile: a stop need not wait for that."""
+        experiment, trainer = self.experiment, self.experiment.trainer
+        sample = sampler(
+            experiment.samples,
+            model=self.model,
+            data=self.data,
+            chat=self.chat,
+            questions=trainer.questions if isinstance(trainer, SFTSpec) else 0,
+            stop_ids=self.stop_ids or [self.data.tokenizer.separator_id],
+            compute_dtype=self.machine.spec.compute_dtype,
+            seed=experiment.seed,
         )
-
-        def sample(params: Any, step: int) -> tuple[list[str], list[str]]:
-            engine = Engine(self.model, params, compute_dtype=self.machine.spec.compute_dtype)
-            answers = engine.generate(
-                prompts,
-                sampling,
-                key=jax.random.fold_in(jax.random.key(self.experiment.seed), step),
-                stop_ids=[tokenizer.separator_id],
-            )
-            return list(spec.prompts), [tokenizer.decode(answer.ids) for (answer,) in answers]
-
-        # On a thread, since it may compile: a stop need not wait for that.
+        if sample is None:
+            return None
         return lambda params, step: self.stop.wait_for(lambda: sample(params, step))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm.core.spec import RefusedError, Spec, knob
+from llm.data.specs import LOSS_ON, TOO_LONG
 
 if TYPE_CHECKING:
     import optax
@@ -187,6 +188,9 @@ class OptaxSpec(OptimizerSpec):
 class TrainerSpec(Spec, abc.ABC):
     """What every trainer has."""
 
+    pretrained: ClassVar[bool] = False
+    """Starts from the model's published weights unless told otherwise."""
+
     name: str = knob(doc="name of the trainer, used in the names of runs")
     steps: int = knob(doc="optimizer steps", gt=0)
     optimizer: OptimizerSpec = knob(AdamWSpec(), "optimizer")
@@ -219,6 +223,42 @@ class PretrainSpec(TrainerSpec):
     label_smoothing: float = knob(0.0, "share of the target spread evenly", ge=0, lt=1)
 
     def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
-        from llm.train.pretrain import NextToken
+        from llm.train.next_token import NextToken
 
         return NextToken(loss_chunk, self.z_loss, self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSpec(TrainerSpec):
+    """Supervised fine-tuning on conversations: what the assistant says is predicted."""
+
+    pretrained: ClassVar[bool] = True
+
+    name: str = knob("sft", "name of the trainer, used in the names of runs")
+    steps: int = knob(600, "optimizer steps", gt=0)
+    optimizer: OptimizerSpec = knob(AdamWSpec(lr=2e-4), "optimizer")
+    loss_on: str = knob(
+        "assistant",
+        "what is trained: the assistant's turns, the last one, what follows the prompt, or all",
+        choices=LOSS_ON,
+    )
+    too_long: str = knob(
+        "cut_right", "conversations longer than a row: keep their beginning, end, parts, or none",
+        choices=TOO_LONG,
+    )  # fmt: skip
+    template: str | None = knob(
+        None, "file with a chat template; null: the model's own, or ChatML if it has none"
+    )
+    label_smoothing: float = knob(0.0, "share of the target spread evenly", ge=0, lt=1)
+    neftune_alpha: float = knob(0.0, "noise on embeddings (the paper uses 5 to 15)", ge=0)
+    questions: int = knob(
+        32, "held-out prompts that are answered with the samples, to compare answers", ge=0
+    )
+    preview: int = knob(1, "examples to print at the start, with what is trained of them", ge=0)
+
+    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
+        from llm.train.next_token import NextToken
+
+        return NextToken(
+            loss_chunk, label_smoothing=self.label_smoothing, noise_alpha=self.neftune_alpha
+        )

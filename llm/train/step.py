@@ -74,7 +74,8 @@ class Stepper:
             **{f"train/{name}": total / count for name, total in sums.metrics.items()},
             "train/grad_norm": norm,
             "train/lr": jnp.asarray(self.schedule(state.step), jnp.float32),
-            "tokens": sums.tokens,
+            # Those that went through the model: what speed is measured by.
+            "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
@@ -111,8 +112,7 @@ class Stepper:
         """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""
         model = self._bind(params)
         sums = self.objective(model, batch, None)
-        counts = batch["segment_ids"] > 0
-        byte_count = jnp.where(counts, token_bytes_V[batch["targets"]], 0)
+        byte_count = jnp.where(batch["loss_mask"] > 0, token_bytes_V[batch["targets"]], 0)
         return {
             "loss": sums.metrics["loss"],
             "tokens": sums.tokens,

@@ -1,0 +1,54 @@
+"""Prompts that were answered: what a model is asked while it is trained, to compare answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llm.data.order import permutation
+from llm.data.rows import Rows
+
+_QUESTIONS = 4  # purpose of a permutation, next to those in `order` and `batches`
+
+
+class Question(NamedTuple):
+    """Tokens of a prompt and of the answer that the data gives."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def questions(plans: Sequence[Rows], limit: int) -> list[Question]:
+    """Prompts from the rows of some sources, each with its last trained stretch as the answer.
+
+    Args:
+        plans: the rows.
+        limit: at most so many, drawn from all sources; always the same ones.
+    """
+    pieces = [(plan, number) for plan in plans for number in range(len(plan.start))]
+    found: list[Question] = []
+    for place in permutation(len(pieces), _QUESTIONS):
+        if len(found) == limit:
+            break
+        question = _last_answer(*pieces[place])
+        if question is not None:
+            found.append(question)
+    return found
+
+
+def _last_answer(rows: Rows, piece: int) -> Question | None:
+    """None if nothing comes before the trained part."""
+    if rows.cache.trained is None:
+        return None
+    span = slice(rows.start[piece], rows.start[piece] + rows.length[piece] + 1)
+    tokens, trained = rows.cache.tokens[span], rows.cache.trained[span]
+    places = np.flatnonzero(trained)
+    if not len(places):
+        return None
+    gaps = np.flatnonzero(np.diff(places) > 1)
+    begin = places[gaps[-1] + 1] if len(gaps) else places[0]
+    if begin == 0:
+        return None
+    return Question(tokens[:begin].tolist(), tokens[begin : places[-1] + 1].tolist())
