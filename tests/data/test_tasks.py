@@ -249,7 +249,7 @@ def test_an_item_is_a_function_of_kind_and_number():
 def test_tasks_are_the_same_on_every_python_and_machine():
     # Changing this number changes what models were trained on: do it knowingly.
     text = "".join(repr(task) for task in tasks(list(TASKS), 5000))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "003fd1daf37c2d2a"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "23855ac3f1ff2ce8"
 
 
 def test_kinds_take_turns_and_questions_do_not_repeat():
@@ -334,6 +334,12 @@ def test_answers_are_accepted_and_changed_ones_refused(name):
 def test_the_rule_of_the_verifier(answer, accepted, refused):
     assert [text for text in accepted if not is_correct(answer, text)] == []
     assert [text for text in refused if is_correct(answer, text)] == []
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", ".", '""', "` `."])
+def test_an_empty_completion_is_never_right(nothing):
+    assert not is_correct("", nothing)
+    assert not is_correct("a", nothing)
 
 
 def test_case_counts_unless_the_kind_says_otherwise():

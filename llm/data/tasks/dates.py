@@ -15,8 +15,8 @@ _DAY_MINUTES = 24 * 60
 
 
 def weekday(rng: random.Random) -> Task:
-    """The day of the week up to 100 days before or after another."""
-    today, days = rng.randrange(7), rng.randrange(2, 101)
+    """The day of the week up to a year before or after another."""
+    today, days = rng.randrange(7), rng.randrange(2, 366)
     day = _DAYS[today]
     if rng.random() < 0.5:
         questions: tuple[str, ...] = (
@@ -35,8 +35,8 @@ def weekday(rng: random.Random) -> Task:
 
 
 def month(rng: random.Random) -> Task:
-    """The month up to 40 months before or after another."""
-    now, months = rng.randrange(12), rng.randrange(2, 41)
+    """The month up to 100 months before or after another."""
+    now, months = rng.randrange(12), rng.randrange(2, 101)
     if rng.random() < 0.5:
         questions: tuple[str, ...] = (
             f"It is {_MONTHS[now]}. Which month is it in {months} months?",

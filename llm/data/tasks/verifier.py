@@ -60,7 +60,7 @@ def _in_quotes(text: str) -> bool:
 
 def _plain_number(text: str) -> str:
     """A number as Python writes it; text that is no number stays as it is."""
-    number = text.replace(_MINUS_SIGN, "-", 1)
+    number = text.replace(_MINUS_SIGN, "-")
     if _WRITTEN_NUMBER.fullmatch(number):
         return number.replace(",", "").removeprefix("+")
     return text
