@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import llm.data.tasks as tasks_package
 from llm.core.spec import RefusedError
 from llm.data.digests import digest, digest_files
 from llm.data.formats import Document, Format, PlainText
 from llm.data.specs import DocumentsSpec
+from llm.data.tasks.registry import TASKS, tasks
 
 _EXAMPLES = 5
+_TASKS = 20_000  # where `max_documents` names no number
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
@@ -306,12 +309,42 @@ class HuggingFace(Source):
             yield self.format.document(record, f"{self.spec.path}:row {row}")
 
 
+class Tasks(Source):
+    """Questions made up by rule, with their answers; nothing is downloaded."""
+
+    def __init__(self, spec: DocumentsSpec, cache_dir: Path, format: Format) -> None:
+        super().__init__(spec, cache_dir, format)
+        self._names = [spec.path] if spec.path else list(TASKS)
+        self._count = spec.max_documents or _TASKS
+        tasks(self._names, self._count)  # refuses a name that there is not
+        format.columns(["messages", "text"], self.name)
+
+    @property
+    def size(self) -> int | None:
+        """Only making them would tell."""
+        return None
+
+    def _identity(self) -> Sequence[object]:
+        files = sorted(Path(tasks_package.__path__[0]).glob("*.py"))  # another rule, other tasks
+        return [self._names, self._count, digest_files(files, self._cache_dir)]
+
+    def _read(self, skipped: Skipped) -> Iterator[Document]:
+        for number, task in enumerate(tasks(self._names, self._count)):
+            messages = [
+                {"role": "user", "content": task.question},
+                {"role": "assistant", "content": task.answer},
+            ]
+            record = {"messages": messages, "text": f"{task.question} {task.answer}"}
+            yield self.format.document(record, f"{self.name}:{number}")
+
+
 _KINDS: dict[str, Callable[[DocumentsSpec, Path, Format], Source]] = {
     "stdlib": StandardLibrary,
     "text": TextFiles,
     "jsonl": JsonLines,
     "parquet": Parquet,
     "hf": HuggingFace,
+    "task": Tasks,
 }
 
 

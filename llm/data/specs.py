@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOSS_ON = ("assistant", "last", "completion", "all")
 TOO_LONG = ("cut_right", "cut_left", "split", "drop")
-SOURCES = ("stdlib", "text", "jsonl", "parquet", "hf")
+SOURCES = ("stdlib", "text", "jsonl", "parquet", "hf", "task")
 _BYTES = 256
 _SMALLEST_BUCKET = 16
 _DEFAULT_BUCKETS = 5
@@ -29,7 +29,10 @@ class DocumentsSpec(Spec):
     """Where documents come from: the fields that a lone source and a mixture's member share."""
 
     source: str = knob("stdlib", "kind of source", choices=SOURCES)
-    path: str | None = knob(None, "file, folder or glob; for hf a dataset name or a local folder")
+    path: str | None = knob(
+        None,
+        "file, folder or glob; hf: a dataset's name or local folder; task: one kind, null: all",
+    )
     text_field: str = knob("text", "jsonl, parquet, hf: the field that holds a document's text")
     config: str | None = knob(None, "hf: name of the dataset's configuration")
     split: str = knob("train", "hf: which split to read")
@@ -38,14 +41,14 @@ class DocumentsSpec(Spec):
 
     def check(self) -> None:
         """Refuse a missing path and settings that this kind of source would not read."""
-        if self.source != "stdlib" and not self.path:
+        if self.source not in ("stdlib", "task") and not self.path:
             raise RefusedError(f"path: source={self.source} needs one (a file, folder or glob)")
         if self.source == "stdlib" and self.path:
             raise RefusedError(
                 f"path={self.path}: source=stdlib reads the running Python's own library. "
                 f"For other files take one of source={'|'.join(SOURCES[1:])}"
             )
-        if self.source in ("stdlib", "text") and self.text_field != "text":
+        if self.source in ("stdlib", "text", "task") and self.text_field != "text":
             raise RefusedError(f"text_field={self.text_field}: source={self.source} has no fields")
         if self.source != "hf":
             for name, default in (("config", None), ("split", "train"), ("streaming", False)):
