@@ -22,3 +22,8 @@ def random_texts(count: int, seed: int = 0, longest: int = 400) -> list[str]:
 def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+def held_out(data, limit: int | None = None) -> list[dict]:
+    """The held-out batches, whatever source they are of."""
+    return [batch for _, batch in data.eval_batches(limit)]

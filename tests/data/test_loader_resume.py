@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_corpora import random_texts, write_jsonl
+from data_corpora import held_out, random_texts, write_jsonl
 
 from llm.core.spec import RefusedError
 from llm.data.loader import Loader
@@ -100,7 +100,7 @@ def test_seed_decides_the_order_and_only_the_order(spec_of, kind):
     first, second = ([d.batch(i) for i in range(10)] for d in (data, other))
     assert texts_of(data, first) != texts_of(other, second)
     assert data.fingerprint == other.fingerprint
-    for one, two in zip(data.eval_batches(), other.eval_batches(), strict=True):
+    for one, two in zip(held_out(data), held_out(other), strict=True):
         equal(one, two)
 
 
@@ -113,7 +113,7 @@ def test_hosts_share_each_batch(spec_of, kind):
         parts = [host.batch(index) for host in hosts]
         assert all(len(part["tokens"]) == 2 for part in parts)
         equal({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, whole.batch(index))
-    evals = [whole.eval_batches(), *(host.eval_batches() for host in hosts)]
+    evals = [held_out(whole), *(held_out(host) for host in hosts)]
     for expected, *parts in zip(*evals, strict=True):
         equal({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, expected)
 
@@ -137,17 +137,17 @@ def test_mixture(tmp_path, spec_of, kind):
     assert [source["weight"] for source in data.fingerprint["sources"]] == [1.0, 3.0]
     again = spec.build(seed=0)
     equal(again.batch(150), batches[150])
-    held = "".join(texts_of(data, data.eval_batches()))
+    held = "".join(texts_of(data, held_out(data)))
     assert "aaaa" in held or "bbbb" in held
 
 
 def test_eval_limit_is_a_sample(spec_of):
     data = spec_of(random_texts(200), eval_fraction=0.5).build(seed=0)
-    everything = list(data.eval_batches())
+    everything = held_out(data)
     assert len(everything) == data.n_eval_batches > 3
-    for one, other in zip(data.eval_batches(3), everything[:3], strict=True):
+    for one, other in zip(held_out(data, 3), everything[:3], strict=True):
         equal(one, other)
-    assert list(data.eval_batches(0)) == []
+    assert held_out(data, 0) == []
 
 
 def test_waiting_is_short(spec_of):

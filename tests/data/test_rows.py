@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_corpora import random_texts
+from data_corpora import held_out, random_texts
 
 from llm.data.packing import best_fit_decreasing, cut_to_length
 from llm.data.padding import group_by_length
@@ -70,8 +70,9 @@ def documents_of(spec, data):
 
 def segments(batch):
     """Each segment of a batch: (inputs, targets); checks the layout on the way."""
-    for tokens, targets, ids, positions in zip(*(batch[k] for k in FIELDS), strict=True):
+    for tokens, targets, ids, positions, mask in zip(*(batch[k] for k in FIELDS), strict=True):
         used = int((ids > 0).sum())
+        assert mask.tolist() == (ids > 0).tolist()  # plain text: everything is trained
         assert (ids[used:] == 0).all()
         assert not tokens[used:].any()
         assert not targets[used:].any()
@@ -86,7 +87,7 @@ def segments(batch):
             yield tokens[mine].tolist(), targets[mine].tolist()
 
 
-FIELDS = ("tokens", "targets", "segment_ids", "positions")
+FIELDS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
 
 
 def epoch(data):
@@ -108,7 +109,7 @@ def test_every_token_is_predicted_exactly_once(spec_of, kind, seq_len):
     spec = spec_of(random_texts(150), kind, seq_len=seq_len)
     data = spec.build(seed=3)
     found = Counter()
-    for batch in [*epoch(data), *data.eval_batches()]:
+    for batch in [*epoch(data), *held_out(data)]:
         assert all(array.dtype == np.int32 for array in batch.values())
         for inputs, targets in segments(batch):
             found.update(zip(inputs, targets, strict=True))
@@ -120,7 +121,7 @@ def test_documents_stay_whole_and_long_ones_are_cut_in_order(spec_of, kind):
     spec = spec_of(random_texts(150), kind, eval_fraction=0.0)
     data = spec.build(seed=3)
     assert data.n_eval_batches == 0
-    assert list(data.eval_batches()) == []
+    assert held_out(data) == []
     found = Counter(tuple(s[0]) for batch in epoch(data) for s in segments(batch))
     expected = Counter()
     for ids in documents_of(spec, data):
@@ -152,7 +153,7 @@ def test_the_standard_library_packs_well(tmp_path):
     sizes = data.tokenizer.token_bytes
     eval_bytes = sum(
         int(sizes[batch["targets"]][batch["segment_ids"] > 0].sum())
-        for batch in data.eval_batches()
+        for batch in held_out(data)
     )
     train_bytes = sum(int(sizes[t].sum()) for b in epoch(data) for _, t in segments(b))
     assert eval_bytes + train_bytes == data.fingerprint["sources"][0]["bytes"]
@@ -164,7 +165,7 @@ def test_padded_rows_use_the_smallest_bucket(spec_of):
     data = spec.build(seed=1)
     assert data.row_lengths == (8, 32, 64)
     shorter = {8: 0, 32: 8, 64: 32}
-    for batch in [*map(data.batch, range(200)), *data.eval_batches()]:
+    for batch in [*map(data.batch, range(200)), *held_out(data)]:
         rows, width = batch["tokens"].shape
         assert rows == 4
         used = (batch["segment_ids"] > 0).sum(axis=1)
@@ -184,7 +185,7 @@ def test_a_held_out_set_smaller_than_a_batch(spec_of):
     for kind in (PackedSpec, PaddedSpec):
         data = spec_of(random_texts(3), kind, batch_size=64).build(seed=0)
         assert 0 < data.fingerprint["eval"]["rows"] < 64
-        batches = list(data.eval_batches())
+        batches = held_out(data)
         assert {batch["tokens"].shape[0] for batch in batches} == {64}
         used = sum(int((batch["segment_ids"] > 0).sum()) for batch in batches)
         assert used == data.fingerprint["eval"]["tokens"]

@@ -65,6 +65,13 @@ def test_every_model_with_every_kind_of_data(experiment, tiny_words, tmp_path, m
     took_two_steps(experiment(*words), tmp_path)
 
 
+@pytest.mark.parametrize("model", GROUPS["model"])
+def test_every_model_is_fine_tuned(experiment, tiny_words, tmp_path, model) -> None:
+    data = "padded" if model == "llama_tiny" else "packed"
+    words = [*words_of(model=model, data=data, trainer="sft", hardware="cpu"), *tiny_words]
+    took_two_steps(experiment(*words, *SHRINK[model], "init_from=scratch"), tmp_path)
+
+
 @pytest.mark.parametrize("optimizer", GROUPS["trainer/optimizer"])
 def test_every_optimizer(experiment, tiny_words, tmp_path, optimizer: str) -> None:
     words = ["hardware=cpu", *tiny_words, *SHRINK["gpt"], f"trainer/optimizer={optimizer}"]

@@ -123,6 +123,8 @@ def test_every_field_of_every_spec_is_read(
          "data.text_field=body", "hardware=cpu", "model=llama_tiny", "model.n_heads=2",
          "model.n_kv_heads=1", "model.d_mlp=16", "model.rope_scaling.factor=2",
          "trainer/optimizer=muon", "trainer/schedule=warmup_stable_decay"],
+        ["trainer=sft", *tiny_words, "model.n_heads=2", "hardware=cpu", "data.source=task",
+         "data.path=null", "data.max_documents=200", "samples.every=2", "samples.max_new_tokens=2"],
     ]  # fmt: skip
     with watched() as reads:
         for number, words in enumerate(runs):

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from llm.report import progress, terminal
 from llm.report.progress import ProgressLine
+from llm.report.samples import Sample
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_live_line_and_log_lines_above_it(screen):
     line = ProgressLine("pretrain", total=100)
     line.update(10, 1000, 2.5)
     logger.warning("look out")
-    line.samples(10, ["def f(", "x"], ["a):\x07\n" + "more\n" * 50, "y"])
+    line.samples(10, [Sample("def f(", "a):\x07\n" + "more\n" * 50), Sample("x", "y")])
     line.close()
     shown = text.getvalue()
     assert "look out" in shown

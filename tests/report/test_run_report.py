@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llm.report.samples import write_samples
+from llm.report.samples import Sample, write_samples
 
 
 def read(folder, name):
@@ -19,7 +19,7 @@ def train(report, steps):
 def test_a_finished_run_leaves_all_files(make_report, capsys, log):
     report = make_report(next_commands=["python launch/generate.py checkpoint=x"])
     train(report, range(1, 21))
-    report.samples(20, 200, ["once"], ["upon a time"])
+    report.samples(20, 200, [Sample("once", "upon a time")])
     report.say("half way there")
     report.finish("finished", ledger={"train": 2.0}, extra={"parameters": 5})
     report.finish("failed")  # too late: changes nothing
@@ -78,7 +78,5 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(make_report, monk
 
 
 def test_samples_that_are_not_text_are_written(tmp_path):
-    path = write_samples(tmp_path, 1, 10, ["a"], ["\ud800 half a pair"])
+    path = write_samples(tmp_path, 1, 10, [Sample("a", "\ud800 half a pair", "whole")])
     assert "? half a pair" in path.read_text()
-    with pytest.raises(ValueError, match="zip"):
-        write_samples(tmp_path, 1, 10, ["a"], [])

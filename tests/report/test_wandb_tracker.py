@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from llm.report.samples import Sample
 from llm.report.specs import TrackerSpec
 from llm.report.wandb_tracker import WandbTracker, new_run_id
 
@@ -234,6 +235,7 @@ def two_runs(tmp_path_factory):
     code = f"""
 from pathlib import Path
 from llm.report.run_report import RunReport
+from llm.report.samples import Sample
 from llm.report.specs import TrackerSpec
 for name, status, loss in (("a", "failed", 3.0), ("b", "finished", 2.0)):
     folder = Path({str(folder)!r}) / name
@@ -244,7 +246,7 @@ for name, status, loss in (("a", "failed", 3.0), ("b", "finished", 2.0)):
     )
     for step in (1, 2, 3):
         report.log(step, 100 * step, {{"train/loss": loss + step % 2, "train/bad": float("nan")}})
-    report.samples(3, 300, ["once"], ["upon"])
+    report.samples(3, 300, [Sample("once", "upon")])
     report.finish(status, error=RuntimeError("x") if status == "failed" else None)
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
@@ -288,7 +290,7 @@ def test_stdout_is_left_to_the_closing_panel(two_runs):
 def test_in_this_process_too_without_warnings(make_report):
     report = make_report(mode="offline")
     report.log(1, 10, {"train/loss": 1.0})
-    report.samples(1, 10, ["once"], ["upon"])
+    report.samples(1, 10, [Sample("once", "upon", "a time")])
     report.finish("finished")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
