@@ -14,11 +14,12 @@ from llm.data.tokenizer import Tokenizer
 from llm.hub.checkpoints import newest_readable_meta
 from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
+from llm.models.lora import without_adapters
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
 
 # Fields of a model that may differ from those of its first weights.
-_FREE = ("name", "vocab_size", "init_std", "dropout", "pretrained")
+_FREE = ("name", "vocab_size", "init_std", "dropout", "pretrained", "lora")
 
 
 class Origin:
@@ -89,10 +90,13 @@ class Origin:
         return model
 
     def weights(self, template: Any) -> tuple[dict[str, Any], Any] | None:
-        """Lineage and first weights, shaped and placed as `template` says; None draws them."""
+        """Lineage and first weights, shaped and placed as `template` says; None draws them.
+
+        Adapters in the template are left out: they begin afresh.
+        """
         if self._pretrained is None:
             return None
-        weights = self._pretrained.weights(template)
+        weights = self._pretrained.weights(without_adapters(template))
         logger.info("First weights from {}.", self._pretrained.source)
         return self._pretrained.lineage, weights
 
