@@ -18,7 +18,7 @@ from llm.models.specs import LoRASpec, ModelSpec
 
 _NAMES = ("lora_a", "lora_b")
 # Beyond the numbers of the places where models themselves drop something, see `dropout`.
-_FIRST_SITE = 1 << 20
+_FIRST_SITE = 1 << 16
 
 
 def add_adapters(model: Any, spec: ModelSpec, key: jax.Array) -> None:
@@ -40,6 +40,16 @@ def add_adapters(model: Any, spec: ModelSpec, key: jax.Array) -> None:
 def is_adapter(name: str) -> bool:
     """Whether the parameter of this dotted name belongs to an adapter."""
     return name.endswith(_NAMES)
+
+
+def adapter_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Shape of each adapter's parameters, by dotted name."""
+    shapes = {}
+    for path in spec.adapted:
+        n_in, n_out = spec.linears[path.rpartition(".")[2]]
+        shapes[f"{path}.lora_a"] = (n_in, spec.lora.rank)
+        shapes[f"{path}.lora_b"] = (spec.lora.rank, n_out)
+    return shapes
 
 
 def without_adapters(params: Any) -> Any:

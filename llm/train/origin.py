@@ -14,7 +14,6 @@ from llm.data.tokenizer import Tokenizer
 from llm.hub.checkpoints import newest_readable_meta
 from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
-from llm.models.lora import without_adapters
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
 
@@ -90,15 +89,12 @@ class Origin:
         return model
 
     def weights(self, template: Any) -> tuple[dict[str, Any], Any] | None:
-        """Lineage and first weights, shaped and placed as `template` says; None draws them.
-
-        Adapters in the template are left out: they begin afresh.
-        """
+        """Lineage and first weights, shaped and placed as `template` says; None draws them."""
         if self._pretrained is None:
             return None
-        weights = self._pretrained.weights(without_adapters(template))
+        weights = self._pretrained.weights(template)
         logger.info("First weights from {}.", self._pretrained.source)
-        return self._pretrained.lineage, weights
+        return {**self._pretrained.lineage, "vocab": self._pretrained.spec.vocab}, weights
 
 
 def _check_same(model: ModelSpec, theirs: ModelSpec, source: str) -> None:

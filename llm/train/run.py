@@ -178,7 +178,7 @@ class _Run:
                     "changed files or another tokenizer); the run cannot go on with it"
                 )
             return restored.meta["parent"], restored.arrays
-        first = origin.weights(factory.template.params)
+        first = origin.weights(factory.base_template)
         if first is None:
             if self.model.lora.rank:
                 logger.warning(

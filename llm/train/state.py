@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from llm.core.mesh import parameter_sharding, replicated
 from llm.core.precision import cast_matrices
+from llm.models.lora import without_adapters
 from llm.models.parameter import logical_axes, parameters
 from llm.models.specs import ModelSpec
 from llm.train.trainable import joined, split
@@ -84,6 +85,11 @@ class StateFactory:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement
         )
         return template
+
+    @property
+    def base_template(self) -> Any:
+        """What `from_weights` needs: the parameters of the template without adapters."""
+        return without_adapters(self.template.params)
 
     @property
     def shardings(self) -> TrainState:
