@@ -73,7 +73,7 @@ def merge_lora(spec: ModelSpec, params: Any) -> tuple[ModelSpec, Any]:
         place, _, leaf = name.rpartition(".")
         if leaf == "kernel" and f"{place}.lora_a" in flat:
             a, b = (flat[f"{place}.{adapter}"] for adapter in _NAMES)
-            merged[name] = _merge(p, a, b, spec.lora.scale)
+            merged[name] = _merge(p, a, b, jnp.float32(spec.lora.scale))
         elif not is_adapter(name):
             merged[name] = p
     return spec.replace(lora=LoRASpec()), nested(merged)
@@ -81,7 +81,10 @@ def merge_lora(spec: ModelSpec, params: Any) -> tuple[ModelSpec, Any]:
 
 @jax.jit
 def _merge(
-    w_DF: Float[Array, "D F"], a_DR: Float[Array, "D R"], b_RF: Float[Array, "R F"], scale: float
+    w_DF: Float[Array, "D F"],
+    a_DR: Float[Array, "D R"],
+    b_RF: Float[Array, "R F"],
+    scale: Float[Array, ""],
 ) -> Float[Array, "D F"]:
     # At the highest precision, since a GPU's usual product of fp32 matrices keeps 10 bits.
     product_DF = jnp.matmul(a_DR.astype(jnp.float32), b_RF.astype(jnp.float32), precision="highest")
