@@ -109,7 +109,8 @@ class StateFactory:
         params = jax.tree.map(lambda p: p.astype(jnp.dtype(self.param_dtype)), params)
         trained, frozen = split(self.model, self.freeze, params)
         if jnp.dtype(self.compute_dtype).itemsize < jnp.dtype(self.param_dtype).itemsize:
-            # They are only ever read, in this type: less memory and the same numbers.
+            # They are only ever read, in this type: less memory and the same numbers. The model
+            # that is saved has them rounded, as those that are trained have learned beside them.
             params = joined(trained, cast_matrices(frozen, self.compute_dtype))
         ema = jax.tree.map(jnp.copy, trained) if self.use_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trained), ema)

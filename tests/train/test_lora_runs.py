@@ -105,6 +105,24 @@ def test_a_run_opens_as_the_merged_model(base: Path, tuned: Path, tmp_path: Path
     np.testing.assert_allclose(llm.load(str(tmp_path / "hf")).logits(IDS), expected, atol=1e-5)
 
 
+def test_a_base_kept_in_bf16(tuned_spec, tmp_path: Path) -> None:
+    hardware = tuned_spec.hardware.replace(compute_dtype="bfloat16")
+    spec = tuned_spec.replace(hardware=hardware)
+    run(spec, tmp_path / "unbroken")
+    run(spec, tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "12")
+    run(spec.replace(resume="true"), tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+    params = stored(tmp_path / "broken")["params"]
+    for name, leaf in params.items():
+        kept_in_bf16 = leaf.ndim == 2 and "lora_" not in name
+        assert leaf.dtype == ("bfloat16" if kept_in_bf16 else "float32"), name
+    # Opened in fp32, the sum of base and adapters is not rounded again.
+    widened = nested({name: np.float32(leaf) for name, leaf in params.items()})
+    expected = unmerged_logits(tmp_path / "broken", widened)
+    np.testing.assert_allclose(llm.load(str(tmp_path / "broken")).logits(IDS), expected, atol=1e-5)
+
+
 def test_adapters_on_a_run_that_had_some(experiment, tuned: Path, tmp_path: Path) -> None:
     lora = LoRASpec(rank=3, targets=["up"])
     run(experiment(model=MODEL.replace(lora=lora), init_from=str(tuned)), tmp_path / "again")
