@@ -250,6 +250,11 @@ def _check_what_is_there(experiment: ExperimentSpec) -> None:
         from llm.train.optimizers import find_optax
 
         find_optax(optimizer.optimizer, optimizer.options)
+    if experiment.trainer.freeze:
+        from llm.train.trainable import trained_names
+
+        model = experiment.model.replace(vocab_size=experiment.model.vocab_size or 1)
+        trained_names(model, tuple(experiment.trainer.freeze))
     if experiment.hardware.require:
         from llm.core.machine import claim
 

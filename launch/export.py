@@ -27,21 +27,26 @@ def main(cfg: DictConfig) -> None:
         from llm.generate.language_model import load
         from llm.hub.export import check_out, export
         from llm.hub.hf_hub import push_hf
+        from llm.hub.peft_folder import export_adapter
+        from llm.hub.sources import open_source
 
         out = Path(spec.out).expanduser()
         check_out(out)
         machine = claim(spec.hardware)
         if machine.note:
             logger.warning(machine.note)
-        model = load(spec.checkpoint)
-        export(
-            model.pretrained,
-            model.params,
-            out,
-            dtype=spec.dtype,
-            max_shard_bytes=int(spec.max_shard_gib * 2**30),
-            repo=spec.push,
-        )
+        if spec.adapter:
+            export_adapter(open_source(spec.checkpoint), out, dtype=spec.dtype)
+        else:
+            model = load(spec.checkpoint)
+            export(
+                model.pretrained,
+                model.params,
+                out,
+                dtype=spec.dtype,
+                max_shard_bytes=int(spec.max_shard_gib * 2**30),
+                repo=spec.push,
+            )
         if spec.push is not None:
             logger.info("Uploaded: {}", push_hf(out, spec.push, private=spec.private))
     except RefusedError as error:

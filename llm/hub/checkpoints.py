@@ -18,6 +18,7 @@ from loguru import logger
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from llm.core.spec import RefusedError
+from llm.models.parameter import named, nested
 
 _METRIC = "eval/loss"
 
@@ -178,42 +179,55 @@ def newest_readable_meta(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_checkpoint_weights(folder: Path, template: Any) -> Any:
-    """The weights alone (averaged ones if the run kept an average), placed as `template` says.
+def read_checkpoint_weights(folder: Path, template: Any, *, some: bool = False) -> Any:
+    """The weights alone (averaged ones where the run kept averages), placed as `template` says.
 
     Args:
         folder: one checkpoint.
         template: nested dict of `jax.ShapeDtypeStruct` shaped like the model's parameters.
+        some: the template names some of them only, and the others are not read.
 
     Raises:
         RefusedError: the checkpoint holds a model of another shape.
     """
+    state = (folder / "state").absolute()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata((folder / "state").absolute()).item_metadata.tree
-        part = "ema" if metadata.get("ema") else "params"
-        wanted, found = _shapes(template), _shapes(metadata[part])
-        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        if wrong:
-            lines = [f"{k}: here {found.get(k)}, expected {wanted.get(k)}" for k in wrong[:5]]
-            raise RefusedError(
-                f"{folder}: {len(wrong)} weights do not fit the model: " + "; ".join(lines)
-            )
-        item = {part: template}
+        metadata = reader.metadata(state).item_metadata.tree
+        stored = {part: _leaves(metadata[part]) for part in ("params", "ema") if metadata.get(part)}
+        wanted = _leaves(template)
+        found = {**stored["params"], **stored.get("ema", {})}
+        _check_fit(folder, wanted, {k: v for k, v in found.items() if k in wanted or not some})
+        # Averages are of what was trained, which may be a part of the weights.
+        part_of = {name: "ema" if name in stored.get("ema", {}) else "params" for name in wanted}
+        item = {
+            part: nested({name: leaf for name, leaf in wanted.items() if part_of[name] == part})
+            for part in sorted(set(part_of.values()))
+        }
         restored = reader.restore(
-            (folder / "state").absolute(),
+            state,
             args=ocp.args.PyTreeRestore(
                 item,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(item),
                 partial_restore=True,
             ),
         )
-    return restored[part]
+    leaves = {part: named(tree) for part, tree in restored.items()}
+    return nested({name: leaves[part][name] for name, part in part_of.items()})
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _check_fit(folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose weights have other names or shapes than the model's."""
+    here = {name: tuple(leaf.shape) for name, leaf in found.items()}
+    model = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    wrong = sorted(k for k in model.keys() | here.keys() if model.get(k) != here.get(k))
+    if wrong:
+        lines = [f"{k}: here {here.get(k)}, expected {model.get(k)}" for k in wrong[:5]]
+        raise RefusedError(
+            f"{folder}: {len(wrong)} weights do not fit the model: " + "; ".join(lines)
+        )
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Whatever has a shape in a tree, by dotted name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {_dotted(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(key, "key", key)) for key in path)
+    return {".".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in leaves}

@@ -60,7 +60,7 @@ def export(
     check_out(folder)
     eos, bos = pretrained.end_ids, pretrained.tokenizer.start_id
     config = hf_config(pretrained.spec, dtype=dtype, bos_id=bos, eos_ids=eos)
-    with _finished_or_gone(folder) as unfinished:
+    with finished_or_gone(folder) as unfinished:
         write_json(unfinished / "config.json", config)
         generation = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
         write_json(unfinished / "generation_config.json", generation)
@@ -137,7 +137,7 @@ def _shards(table: list[Weight], largest: int) -> list[list[Weight]]:
 
 
 @contextmanager
-def _finished_or_gone(folder: Path) -> Iterator[Path]:
+def finished_or_gone(folder: Path) -> Iterator[Path]:
     """A folder beside the wanted one, which takes its name once all is written."""
     folder = folder.absolute()
     unfinished = folder.with_name(f".{folder.name}.unfinished-{secrets.token_hex(4)}")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from llm.models.decoder import Decoder
 from llm.models.dropout import dropout
 from llm.models.linear import Linear
+from llm.models.lora import add_adapters
 from llm.models.norm import LayerNorm
 from llm.models.parameter import normal
 from llm.models.specs import GPTSpec
@@ -53,15 +54,17 @@ class GPTBlock(nnx.Module):
         B, T, D = x_BTD.shape
         heads = (B, T, self.spec.n_heads, self.spec.head_size)
         rate = self.spec.dropout
-        q_BTD, k_BTD, v_BTD = jnp.split(self.qkv(self.attention_norm(x_BTD)), 3, axis=-1)
+        qkv_BTE = self.qkv(self.attention_norm(x_BTD), dropout_keys_B)  # E = 3 D
+        q_BTD, k_BTD, v_BTD = jnp.split(qkv_BTE, 3, axis=-1)
         attended_BTNH = attend(q_BTD.reshape(heads), k_BTD.reshape(heads), v_BTD.reshape(heads))
-        out_BTD = self.out(attended_BTNH.reshape(B, T, D))
+        out_BTD = self.out(attended_BTNH.reshape(B, T, D), dropout_keys_B)
         x_BTD = x_BTD + dropout(out_BTD, rate, dropout_keys_B, 2 * self.layer + 1)
         # Keeping what lies between the activation's input and output costs more memory than
         # computing it again costs time.
         activation = jax.checkpoint(_ACTIVATIONS[self.spec.activation])
-        hidden_BTF = activation(self.up(self.mlp_norm(x_BTD)))
-        return x_BTD + dropout(self.down(hidden_BTF), rate, dropout_keys_B, 2 * self.layer + 2)
+        hidden_BTF = activation(self.up(self.mlp_norm(x_BTD), dropout_keys_B))
+        down_BTD = self.down(hidden_BTF, dropout_keys_B)
+        return x_BTD + dropout(down_BTD, rate, dropout_keys_B, 2 * self.layer + 2)
 
 
 class GPT(Decoder):
@@ -80,6 +83,7 @@ class GPT(Decoder):
             self.position_embedding = normal(keys[1], shape, spec.init_std, ("positions", "embed"))
         self.blocks = nnx.List(GPTBlock(spec, keys[i + 2], i) for i in range(spec.n_layers))
         self.final_norm = LayerNorm(spec.d_model, spec.norm_eps)
+        add_adapters(self, spec, key)
 
     def embed(  # noqa: D102
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]

@@ -1,16 +1,22 @@
-"""Matrix product with a bias, and its gradient written out."""
+"""Matrix product with a bias and a low-rank adapter, and its gradient written out."""
 
 from __future__ import annotations
 
-import jax
-from flax import nnx
-from jaxtyping import Array, Float
+from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from llm.models.dropout import dropout
 from llm.models.parameter import constant, normal
+from llm.models.specs import LoRASpec
 
 
 class Linear(nnx.Module):
-    """y = x W + b with W stored [in, out]."""
+    """y = x W + b with W stored [in, out]; with an adapter, y = x W + b + scale (x A) B."""
 
     def __init__(
         self,
@@ -24,12 +30,52 @@ class Linear(nnx.Module):
     ) -> None:
         self.kernel = normal(key, (n_in, n_out), std, axes)
         self.bias = constant(0.0, (n_out,), axes[1:]) if bias else None
+        self.axes = axes
+        self.adapter: Adapter | None = None
 
-    def __call__(self, x: Float[Array, "*rows n_in"]) -> Float[Array, "*rows n_out"]:
-        """Computes in the type of `x`."""
-        kernel = self.kernel[...].astype(x.dtype)
-        y = matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def adapt(self, key: jax.Array, lora: LoRASpec, site: int) -> None:
+        """Put a low-rank adapter beside the matrix, see `llm.models.lora`.
+
+        A is drawn as PEFT draws it, evenly from +-1 / sqrt(in); B is zero.
+
+        Args:
+            key: JAX random key for A.
+            lora: rank, scale and dropout.
+            site: number of the place in the model, for dropout.
+        """
+        n_in, n_out = self.kernel.shape
+        a = jax.random.uniform(key, (n_in, lora.rank), jnp.float32, -1, 1) / n_in**0.5
+        self.lora_a = nnx.Param(a, axes=(self.axes[0], "rank"))
+        self.lora_b = constant(0.0, (lora.rank, n_out), ("rank", self.axes[1]))
+        self.adapter = Adapter(lora.scale, lora.dropout, site)
+
+    def __call__(
+        self, x: Float[Array, "*rows n_in"], dropout_keys_B: Key[Array, " B"] | None = None
+    ) -> Float[Array, "*rows n_out"]:
+        """Computes in the type of `x`; the keys, one per row, drop entries of what A sees."""
+        y = _times(x, self.kernel)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        if self.adapter is None:
+            return y
+        x = dropout(x, self.adapter.dropout, dropout_keys_B, self.adapter.site)
+        # Scaled where it is narrow: that is cheaper, and so is the gradient.
+        return y + _times(self.adapter.scale * _times(x, self.lora_a), self.lora_b)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is fixed about an adapter."""
+
+    scale: float
+    dropout: float
+    site: int
+
+
+def _times(x: Float[Array, "*rows n_in"], parameter: Any) -> Float[Array, "*rows n_out"]:
+    """x W over the last axis, in the type of `x`."""
+    w = parameter[...].astype(x.dtype)
+    return matmul(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], w.shape[1])
 
 
 @jax.custom_vjp

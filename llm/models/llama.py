@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from llm.models.decoder import Decoder
 from llm.models.linear import Linear
+from llm.models.lora import add_adapters
 from llm.models.norm import RMSNorm
 from llm.models.parameter import normal
 from llm.models.rope import apply_rope, rope_frequencies, rope_tables
@@ -57,17 +58,19 @@ class LlamaBlock(nnx.Module):
         """One block; `attend(q_BTNH, k_BTKH, v_BTKH)` is the attention over what is visible."""
         B, T, _ = x_BTD.shape
         N, K, H = self.spec.n_heads, self.spec.kv_heads, self.spec.head_size
+        keys_B = dropout_keys_B
         normed_BTD = self.attention_norm(x_BTD)
-        q_BTNH = apply_rope(self.query(normed_BTD).reshape(B, T, N, H), rope)
-        k_BTKH = apply_rope(self.key(normed_BTD).reshape(B, T, K, H), rope)
-        v_BTKH = self.value(normed_BTD).reshape(B, T, K, H)
-        x_BTD = x_BTD + self.out(attend(q_BTNH, k_BTKH, v_BTKH).reshape(B, T, N * H))
+        q_BTNH = apply_rope(self.query(normed_BTD, keys_B).reshape(B, T, N, H), rope)
+        k_BTKH = apply_rope(self.key(normed_BTD, keys_B).reshape(B, T, K, H), rope)
+        v_BTKH = self.value(normed_BTD, keys_B).reshape(B, T, K, H)
+        x_BTD = x_BTD + self.out(attend(q_BTNH, k_BTKH, v_BTKH).reshape(B, T, N * H), keys_B)
         normed_BTD = self.mlp_norm(x_BTD)
         activation = _ACTIVATIONS[self.spec.activation]
         # Keeping what lies between the two inputs and their product costs more memory than
         # computing it again costs time.
         gated = jax.checkpoint(lambda gate_BTF, up_BTF: activation(gate_BTF) * up_BTF)
-        return x_BTD + self.down(gated(self.gate(normed_BTD), self.up(normed_BTD)))
+        gate_BTF, up_BTF = self.gate(normed_BTD, keys_B), self.up(normed_BTD, keys_B)
+        return x_BTD + self.down(gated(gate_BTF, up_BTF), keys_B)
 
 
 class Llama(Decoder):
@@ -84,6 +87,7 @@ class Llama(Decoder):
         self.final_norm = RMSNorm(spec.d_model, spec.norm_eps)
         if not spec.tied_head:
             self.head = normal(keys[1], shape, spec.init_std, ("vocab", "embed"))
+        add_adapters(self, spec, key)
 
     def embed(  # noqa: D102
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]

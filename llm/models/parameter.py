@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> Any:
@@ -37,3 +38,17 @@ def logical_axes(model: nnx.Module) -> Any:
 def parameters(model: nnx.Module) -> Any:
     """The weights as a nested dict of arrays, the form optimizers and checkpoints see."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def named(params: Any) -> dict[str, Any]:
+    """The leaves of a nested dict by dotted name, such as `blocks.0.query.kernel`."""
+    return {".".join(map(str, path)): leaf for path, leaf in flatten_dict(params).items()}
+
+
+def nested(leaves: dict[str, Any]) -> Any:
+    """The nested dict with these leaves: the inverse of `named`."""
+
+    def key(part: str) -> str | int:
+        return int(part) if part.isdecimal() else part  # the blocks of a model are numbered
+
+    return unflatten_dict({tuple(map(key, name.split("."))): x for name, x in leaves.items()})

@@ -2,7 +2,8 @@
 
 Legend of the letters in array names, used in the whole package:
 B batch rows, T query positions, S key positions, D d_model, N query heads, K key/value heads,
-G = N / K queries per key/value head, H head_dim, F hidden size of the MLP, V vocabulary, L layers.
+G = N / K queries per key/value head, H head_dim, F hidden size of the MLP, V vocabulary, L layers,
+R rank of the adapters.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 from llm.core.spec import RefusedError, Spec, knob
 
@@ -20,6 +22,36 @@ if TYPE_CHECKING:
 
     from llm.models.gpt import GPT
     from llm.models.llama import Llama
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASpec(Spec):
+    """Low-rank adapters beside frozen matrices (Hu et al. 2021): only they are trained."""
+
+    rank: int = knob(0, "inner width of the adapters; 0 has none", ge=0)
+    alpha: float = knob(16.0, "adapters are scaled by alpha / rank", gt=0)
+    dropout: float = knob(0.0, "dropped share of what the adapters see", ge=0, lt=1)
+    targets: Sequence[str] = knob(
+        ("*",), "matrices of the blocks that get one: patterns such as query or blocks.0.*"
+    )
+    rslora: bool = knob(
+        False, "scale by alpha / sqrt(rank) instead, which suits large ranks (Kalajdzievski 2023)"
+    )
+
+    def check(self) -> None:  # noqa: D102
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if not self.rank and value != field.default:
+                raise RefusedError(
+                    f"{field.name}={_shown(value)}: does nothing with rank=0; set rank too"
+                )
+        if not self.targets:
+            raise RefusedError("targets=[]: no matrix gets an adapter; say rank=0 to have none")
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +68,16 @@ class ModelSpec(Spec, abc.ABC):
     pretrained: Sequence[str] = knob(
         [], "where published weights of this shape are; tried in order with init_from=pretrained"
     )
+    lora: LoRASpec = knob(LoRASpec(), "low-rank adapters")
+
+    def check(self) -> None:  # noqa: D102
+        paths = [f"blocks.{i}.{name}" for i in range(self.n_layers) for name in self.linears]
+        for pattern in self.lora.targets:
+            if not any(_chosen(path, [pattern]) for path in paths):
+                raise RefusedError(
+                    f"lora.targets={_shown(self.lora.targets)}: {pattern} matches no matrix; "
+                    f"there are {', '.join(self.linears)} in blocks.0 to blocks.{self.n_layers - 1}"
+                )
 
     @property
     @abc.abstractmethod
@@ -59,17 +101,33 @@ class ModelSpec(Spec, abc.ABC):
 
     @property
     @abc.abstractmethod
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The matrices of each block: width of what goes in and of what comes out, by name."""
+
+    @property
+    def adapted(self) -> list[str]:
+        """Those that get an adapter, such as `blocks.0.query`."""
+        if not self.lora.rank:
+            return []
+        paths = [f"blocks.{i}.{name}" for i in range(self.n_layers) for name in self.linears]
+        return [path for path in paths if _chosen(path, self.lora.targets)]
+
+    @property
     def n_matmul_params(self) -> int:
         """Weights that take part in a matrix product for each token, the head included."""
+        blocks = self.n_layers * sum(n_in * n_out for n_in, n_out in self.linears.values())
+        widths = sum(sum(self.linears[path.rpartition(".")[2]]) for path in self.adapted)
+        return blocks + self.lora.rank * widths + self.d_model * self.vocab
 
-    def flops_per_token(self, seq_len: int) -> int:
+    def flops_per_token(self, seq_len: int, n_frozen: int = 0) -> int:
         """Floating point operations to train on one token: forward and backward.
 
         6 per matrix weight, and 12 L N H T for attention scores and values (PaLM, Chowdhery et
-        al. 2022, appendix B; the causal half is not discounted and remat is not counted).
+        al. 2022, appendix B; the causal half is not discounted and remat is not counted). 4 for
+        each of `n_frozen` matrix weights: gradients go through them, but they need none.
         """
         attention = 12 * self.n_layers * self.n_heads * self.head_size * seq_len
-        return 6 * self.n_matmul_params + attention
+        return 6 * self.n_matmul_params - 2 * n_frozen + attention
 
     @property
     def vocab(self) -> int:
@@ -77,6 +135,17 @@ class ModelSpec(Spec, abc.ABC):
         if self.vocab_size is None:
             raise RefusedError("vocab_size=null: give a number, or a tokenizer to take it from")
         return self.vocab_size
+
+
+def _chosen(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a matrix's path (`blocks.0.query`) or its own name fits one of the patterns."""
+    names = (path, path.rpartition(".")[2])
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +160,7 @@ class GPTSpec(ModelSpec):
     dropout: float = knob(0.0, "dropped share of embeddings and residual branches", ge=0, lt=1)
 
     def check(self) -> None:  # noqa: D102
+        super().check()
         if self.d_model % self.n_heads:
             raise RefusedError(f"n_heads={self.n_heads}: must divide d_model={self.d_model}")
         if self.positions == "sinusoidal" and self.d_model % 2:
@@ -110,9 +180,9 @@ class GPTSpec(ModelSpec):
         return GPT(self, key, remat=remat)
 
     @property
-    def n_matmul_params(self) -> int:  # noqa: D102
-        per_block = (4 + 2 * self.mlp_ratio) * self.d_model**2
-        return self.n_layers * per_block + self.d_model * self.vocab
+    def linears(self) -> dict[str, tuple[int, int]]:  # noqa: D102
+        D, F = self.d_model, self.mlp_ratio * self.d_model
+        return {"qkv": (D, 3 * D), "out": (D, D), "up": (D, F), "down": (F, D)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +232,7 @@ class LlamaSpec(ModelSpec):
     mlp_bias: bool = knob(False, "biases in the MLP")
 
     def check(self) -> None:  # noqa: D102
+        super().check()
         if self.n_heads % self.n_kv_heads:
             raise RefusedError(f"n_kv_heads={self.n_kv_heads}: must divide n_heads={self.n_heads}")
         if self.head_dim is None and self.d_model % self.n_heads:
@@ -185,7 +256,8 @@ class LlamaSpec(ModelSpec):
         return Llama(self, key, remat=remat)
 
     @property
-    def n_matmul_params(self) -> int:  # noqa: D102
-        attention = 2 * self.d_model * self.head_size * (self.n_heads + self.n_kv_heads)
-        mlp = 3 * self.d_model * self.d_mlp
-        return self.n_layers * (attention + mlp) + self.d_model * self.vocab
+    def linears(self) -> dict[str, tuple[int, int]]:  # noqa: D102
+        D, F = self.d_model, self.d_mlp
+        NH, KH = self.n_heads * self.head_size, self.n_kv_heads * self.head_size
+        attention = {"query": (D, NH), "key": (D, KH), "value": (D, KH), "out": (NH, D)}
+        return {**attention, "gate": (D, F), "up": (D, F), "down": (F, D)}

@@ -23,7 +23,7 @@ from llm.train.experiment import ExperimentSpec
 from llm.train.specs import SFTSpec
 
 # Fields of a model that may differ from those of its first weights.
-_FREE = ("name", "vocab_size", "init_std", "dropout", "pretrained")
+_FREE = ("name", "vocab_size", "init_std", "dropout", "pretrained", "lora")
 
 
 class Origin:
@@ -185,7 +185,7 @@ class Origin:
                 ", ".join(name for name, i in tokenizer.special_ids.items() if i in new_ids),
             )
         logger.info("First weights from {}.", self._pretrained.source)
-        return self._pretrained.lineage, weights
+        return {**self._pretrained.lineage, "vocab": self._pretrained.spec.vocab}, weights
 
 
 def _check_same(model: ModelSpec, theirs: ModelSpec, source: str) -> None:

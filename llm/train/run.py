@@ -34,6 +34,7 @@ from llm.train.state import StateFactory, TrainState
 from llm.train.step import Stepper
 from llm.train.step_report import StepReport
 from llm.train.stopping import StopSignal
+from llm.train.trainable import n_frozen_matmul, split
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ class _Run:
             use_ema=trainer.ema_decay is not None,
             param_dtype=self.machine.spec.param_dtype,
             mesh=self.machine.mesh,
+            freeze=trainer.freeze,
+            compute_dtype=self.machine.spec.compute_dtype,
         )
 
     def _checkpoints(self) -> Checkpoints:
@@ -179,8 +182,13 @@ class _Run:
                     "changed files or another tokenizer); the run cannot go on with it"
                 )
             return restored.meta["parent"], restored.arrays
-        first = origin.weights(factory.template.params, self.data.tokenizer)
+        first = origin.weights(factory.base_template, self.data.tokenizer)
         if first is None:
+            if self.model.lora.rank:
+                logger.warning(
+                    "model.lora.rank={}: adapters beside random weights, which stay as they are; "
+                    "init_from=... names weights worth adapting.", self.model.lora.rank,
+                )  # fmt: skip
             return None, factory.fresh()
         lineage, weights = first
         return lineage, factory.from_weights(weights)
@@ -228,7 +236,10 @@ class _Run:
             )
             (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_hf_json(), "utf-8")
         where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
-        report.say(f"{self.model.name}: {n_params:,} parameters on {where}")
+        trained, _ = split(self.model, experiment.trainer.freeze, self.factory.template.params)
+        n_trained = _count(trained)
+        some = f", of which {n_trained:,} are trained," if n_trained < n_params else ""
+        report.say(f"{self.model.name}: {n_params:,} parameters{some} on {where}")
         return report
 
     def _loop(
@@ -252,6 +263,7 @@ class _Run:
             micro_batches=batch_size // at_once,
             grad_clip=trainer.grad_clip,
             ema_decay=trainer.ema_decay,
+            freeze=trainer.freeze,
         )
         jitted = jax.jit(
             stepper.train_step,
@@ -282,7 +294,9 @@ class _Run:
         steps = StepReport(
             report,
             tokens=restored.meta["tokens"] if restored else 0,
-            flops_per_token=self.model.flops_per_token(experiment.data.seq_len),
+            flops_per_token=self.model.flops_per_token(
+                experiment.data.seq_len, n_frozen_matmul(self.model, trainer.freeze)
+            ),
             peak_flops=self.machine.peak_flops(),
             memory_gib=self.machine.memory_used_gib,
         )

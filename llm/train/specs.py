@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -200,6 +200,9 @@ class TrainerSpec(Spec, abc.ABC):
         None, "decay per step of averaged weights, used to evaluate and sample; null: none",
         gt=0, lt=1,
     )  # fmt: skip
+    freeze: Sequence[str] = knob(
+        [], "parameters that are not trained: patterns such as embedding, blocks.0 or *.bias"
+    )
 
     def check(self) -> None:  # noqa: D102
         if self.schedule.warmup_steps >= self.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from llm.core.mesh import parameter_sharding, replicated
+from llm.core.precision import cast_matrices
+from llm.models.lora import without_adapters
 from llm.models.parameter import logical_axes, parameters
 from llm.models.specs import ModelSpec
+from llm.train.trainable import joined, split
 
 
 @jax.tree_util.register_dataclass
@@ -27,13 +31,14 @@ class TrainState:
     params: Any
     """Nested dict of weights."""
     opt_state: Any
+    """Of the trained weights."""
     ema: Any
-    """Averaged weights shaped like `params`, or None."""
+    """Averages of the trained weights, or None."""
 
     @property
     def eval_params(self) -> Any:
         """The weights to evaluate, sample from and publish: the average if there is one."""
-        return self.params if self.ema is None else self.ema
+        return self.params if self.ema is None else joined(self.params, self.ema)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class StateFactory:
     use_ema: bool
     param_dtype: str
     mesh: Mesh
+    freeze: Sequence[str] = ()
+    """Patterns, see `llm.train.trainable`."""
+    compute_dtype: str = "float32"
+    """Frozen matrices are kept in it if it is smaller than `param_dtype`."""
 
     def fresh(self) -> TrainState:
         """Random weights, drawn from `seed` alone, each created where it will lie."""
@@ -53,7 +62,7 @@ class StateFactory:
         return state
 
     def from_weights(self, params: Any) -> TrainState:
-        """Given weights, everything else at its start."""
+        """Given weights, everything else at its start; without adapters, these begin afresh."""
         state: TrainState = jax.jit(self._from_params, out_shardings=self.shardings)(params)
         return state
 
@@ -70,11 +79,17 @@ class StateFactory:
         )
         whole = replicated(self.mesh)
         opt_state = _like_parameters(shapes.opt_state, shapes.params, params, whole)
-        placement = TrainState(whole, params, opt_state, params if self.use_ema else None)
+        trained, _ = split(self.model, self.freeze, params)
+        placement = TrainState(whole, params, opt_state, trained if self.use_ema else None)
         template: TrainState = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement
         )
         return template
+
+    @property
+    def base_template(self) -> Any:
+        """What `from_weights` needs: the parameters of the template without adapters."""
+        return without_adapters(self.template.params)
 
     @property
     def shardings(self) -> TrainState:
@@ -83,12 +98,22 @@ class StateFactory:
         return placement
 
     def _make(self) -> TrainState:
-        return self._from_params(parameters(self.model.build(jax.random.key(self.seed))))
+        return self._from_params(self._drawn())
+
+    def _drawn(self) -> Any:
+        return parameters(self.model.build(jax.random.key(self.seed)))
 
     def _from_params(self, params: Any) -> TrainState:
+        if self.model.lora.rank:
+            params = joined(self._drawn(), params)
         params = jax.tree.map(lambda p: p.astype(jnp.dtype(self.param_dtype)), params)
-        ema = jax.tree.map(jnp.copy, params) if self.use_ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
+        trained, frozen = split(self.model, self.freeze, params)
+        if jnp.dtype(self.compute_dtype).itemsize < jnp.dtype(self.param_dtype).itemsize:
+            # They are only ever read, in this type: less memory and the same numbers. The model
+            # that is saved has them rounded, as those that are trained have learned beside them.
+            params = joined(trained, cast_matrices(frozen, self.compute_dtype))
+        ema = jax.tree.map(jnp.copy, trained) if self.use_ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trained), ema)
 
 
 def _like_parameters(opt_state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from llm.models.binding import bind
 from llm.models.specs import ModelSpec
 from llm.train.state import TrainState
+from llm.train.trainable import joined, split
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -51,6 +53,7 @@ class Stepper:
     micro_batches: int
     grad_clip: float | None
     ema_decay: float | None
+    freeze: Sequence[str] = ()
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Gradients over all micro-batches, clipped; one update; metrics as means per token."""
@@ -58,18 +61,19 @@ class Stepper:
         # One key per row from (seed, step, row): a row's dropout depends on nothing else.
         step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         keys_B = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
-        gradients, sums = self._gradients(state.params, batch, keys_B)
+        trained, frozen = split(self.model, self.freeze, state.params)
+        gradients, sums = self._gradients(trained, batch, keys_B, frozen)
         count = jnp.maximum(sums.tokens, 1)  # nothing counts: no gradient, not NaN
         norm = optax.tree.norm(gradients) / count
         scale = 1 / count
         if self.grad_clip is not None:
             scale = scale * jnp.minimum(1.0, self.grad_clip / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if self.ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1 - self.ema_decay)
+            ema = optax.incremental_update(trained, ema, 1 - self.ema_decay)
         metrics = {
             **{f"train/{name}": total / count for name, total in sums.metrics.items()},
             "train/grad_norm": norm,
@@ -77,13 +81,19 @@ class Stepper:
             # Those that went through the model: what speed is measured by.
             "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.float32),
         }
+        params = joined(frozen, trained)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    def _gradients(self, params: Any, batch: Batch, keys_B: Array) -> tuple[Any, Sums]:
-        """Gradient of the summed objective over the whole batch, and its sums."""
+    def _gradients(
+        self, params: Any, batch: Batch, keys_B: Array, frozen: Any = None
+    ) -> tuple[Any, Sums]:
+        """Gradient of the summed objective over the whole batch, and its sums.
+
+        With respect to `params`; `frozen` are the other weights, if these are not all.
+        """
 
         def loss(params: Any, batch: Batch, keys_B: Array) -> tuple[Array, Sums]:
-            model = self._bind(params)
+            model = self._bind(joined(frozen or {}, params))
             sums = self.objective(model, batch, keys_B)
             return sums.objective, sums
 

@@ -152,8 +152,7 @@ def test_the_standard_library_packs_well(tmp_path):
     assert train["documents"] + data.fingerprint["eval"]["documents"] == 250
     sizes = data.tokenizer.token_bytes
     eval_bytes = sum(
-        int(sizes[batch["targets"]][batch["segment_ids"] > 0].sum())
-        for batch in held_out(data)
+        int(sizes[batch["targets"]][batch["segment_ids"] > 0].sum()) for batch in held_out(data)
     )
     train_bytes = sum(int(sizes[t].sum()) for b in epoch(data) for _, t in segments(b))
     assert eval_bytes + train_bytes == data.fingerprint["sources"][0]["bytes"]

@@ -54,6 +54,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
     for change, message in [
         ({"push": "model"}, "push=model: expected org/name"),
         ({"out": " "}, "out=' ': expected a folder"),
+        ({"adapter": True, "max_shard_gib": 1.0}, "max_shard_gib=1.0: adapters are one file"),
         ({"dtype": "int8"}, "dtype=int8: expected one of float32, bfloat16"),
     ]:
         with pytest.raises(RefusedError, match=message):

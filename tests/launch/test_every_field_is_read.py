@@ -29,14 +29,14 @@ from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
 from llm.data.sources import Skipped, open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
-from llm.models.specs import RopeScalingSpec
+from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.run import run
 from llm.train.run_folder import check_run_folder
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
-NESTED += [RopeScalingSpec]
+NESTED += [RopeScalingSpec, LoRASpec]
 SPECS = {spec for specs in SCHEMAS.values() for spec in specs.values()} | set(NESTED)
 
 Reads = set[tuple[type[Spec], str]]
@@ -122,6 +122,7 @@ def test_every_field_of_every_spec_is_read(
         [*tiny_words, "data=padded", "data.source=jsonl", f"data.path={lines}",
          "data.text_field=body", "hardware=cpu", "model=llama_tiny", "model.n_heads=2",
          "model.n_kv_heads=1", "model.d_mlp=16", "model.rope_scaling.factor=2",
+         "model.lora.rank=2", "trainer.freeze=['*.lora_a']",
          "trainer/optimizer=muon", "trainer/schedule=warmup_stable_decay"],
         ["trainer=sft", *tiny_words, "model.n_heads=2", "hardware=cpu", "data.source=task",
          "data.path=null", "data.max_documents=200", "samples.every=2", "samples.max_new_tokens=2"],

@@ -77,6 +77,10 @@ OURS = {
     "samples.every=1 samples.max_new_tokens=1024 model.max_seq_len=1024": (
         "samples.max_new_tokens=1024: must be less than model.max_seq_len=1024"
     ),
+    "model.lora.rank=4 model.lora.targets=[query]": (
+        "model.lora.targets=[query]: query matches no matrix; there are qkv, out, up, down in"
+    ),
+    "model.lora.dropout=0.1": "model.lora.dropout=0.1: does nothing with rank=0; set rank too",
     "init_from=pretrained": "init_from=pretrained: model=gpt has no published weights; name a",
     "data.source=text": "data.path: source=text needs one (a file, folder or glob)",
     "data.path=abc": "data.path=abc: source=stdlib reads the running Python's own library",
@@ -94,6 +98,10 @@ HERE = {
     "init_from=hf:": "init_from=hf:: a name is missing; expected a run folder",
     "init_from=[]": "init_from=[]: expected at least one source",
     "resume=nonsense": "resume=nonsense: a run folder must be named on the command line",
+    "trainer.freeze=[embeding]": "trainer.freeze=[embeding]: embeding matches no parameter; the",
+    "model.lora.rank=4 trainer.freeze=[embedding]": (
+        "trainer.freeze=[embedding]: embedding matches only what is frozen anyway, beside"
+    ),
     "hardware=h100 hardware.require=true": "hardware=h100 with hardware.require=true: no GPU",
     "trainer/optimizer=optax trainer.optimizer.optimizer=lioon": (
         "trainer.optimizer.optimizer=lioon: not an optimizer of optax"

@@ -1,7 +1,5 @@
 import json
 
-import pytest
-
 from llm.report.samples import Sample, write_samples
 
 

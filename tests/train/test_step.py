@@ -29,6 +29,7 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
         "grad_clip": 1.0,
         "ema_decay": None,
         "remat": "none",
+        "freeze": (),
     } | changes
     stepper = Stepper(
         model=model, objective=NextToken(16, 0.0, 0.0), optimizer=transform, schedule=schedule,
@@ -37,6 +38,7 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
     factory = StateFactory(
         model=model, optimizer=transform, seed=0, use_ema=options["ema_decay"] is not None,
         param_dtype="float32", mesh=mesh or make_mesh(jax.devices()[:1], 1, 1),
+        freeze=options["freeze"],
     )  # fmt: skip
     return stepper, factory
 
