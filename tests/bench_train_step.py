@@ -65,6 +65,7 @@ def ours(name: str):
             "targets": ids[:, 1:],
             "segment_ids": np.ones((B, T), np.int32),
             "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
+            "loss_mask": np.ones((B, T), np.int32),
         },
         mesh,
     )

@@ -55,6 +55,7 @@ def batch(rows: int = 8, T: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
     return {
         "tokens": ids[:, :-1], "targets": ids[:, 1:],
         "segment_ids": segments.astype(np.int32), "positions": positions,
+        "loss_mask": (segments > 0).astype(np.int32),
     }  # fmt: skip
 
 
