@@ -175,6 +175,13 @@ class Origin:
             return None
         known = self._pretrained.tokenizer.vocab_size
         new_ids = tuple(range(known, tokenizer.vocab_size))
+        if new_ids and self._experiment.model.lora.rank:
+            raise RefusedError(
+                f"model.lora.rank={self._experiment.model.lora.rank}: the chat template needs "
+                f"{len(new_ids)} special tokens that {self._pretrained.source} lacks, and adapters "
+                "would leave their embedding untrained; train all weights (rank=0), or take a "
+                "trainer.template that writes tokens the model has"
+            )
         weights = read_with_new_rows(
             self._pretrained.weights, template, self._pretrained.spec.vocab, new_ids
         )

@@ -20,7 +20,7 @@ from llm.generate.chat import converse
 from llm.generate.language_model import load, save_hf
 from llm.generate.specs import Sampling
 from llm.hub.new_rows import read_with_new_rows
-from llm.models.specs import GPTSpec, LlamaSpec
+from llm.models.specs import GPTSpec, LlamaSpec, LoRASpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
 from llm.train.next_token import NextToken, embedding_noise
@@ -242,6 +242,10 @@ def test_a_model_without_the_tokens_of_chatml_gets_them(tiny: Path, sft, tmp_pat
     trainer = PretrainSpec(steps=4, schedule=WarmupCosineSpec(warmup_steps=1))
     run(base.replace(trainer=trainer), tmp_path / "base")
     before = load(str(tmp_path / "base"))
+    adapted = sft(init_from=str(tmp_path / "base"))
+    adapted = adapted.replace(model=adapted.model.replace(lora=LoRASpec(rank=2)))
+    with pytest.raises(RefusedError, match="2 special tokens that .* lacks, and adapters"):
+        run(adapted, tmp_path / "adapted")
     run(sft(init_from=str(tmp_path / "base")), tmp_path / "run")
     after = load(str(tmp_path / "run"))
     assert after.spec.vocab == before.spec.vocab + 2
