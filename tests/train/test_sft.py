@@ -244,7 +244,7 @@ def test_a_model_without_the_tokens_of_chatml_gets_them(tiny: Path, sft, tmp_pat
     before = load(str(tmp_path / "base"))
     adapted = sft(init_from=str(tmp_path / "base"))
     adapted = adapted.replace(model=adapted.model.replace(lora=LoRASpec(rank=2)))
-    with pytest.raises(RefusedError, match="2 special tokens that .* lacks, and adapters"):
+    with pytest.raises(RefusedError, match=r"2 special tokens that .* lacks, and adapters"):
         run(adapted, tmp_path / "adapted")
     run(sft(init_from=str(tmp_path / "base")), tmp_path / "run")
     after = load(str(tmp_path / "run"))
