@@ -165,7 +165,9 @@ def test_waiting_is_short(spec_of):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+# A test run in the background ignores Ctrl-C, and its children would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from llm.core.spec import spec_from_json
 if __name__ == "__main__":
     import json
@@ -203,8 +205,6 @@ def test_workers_end_with_their_parent(spec_of, tmp_path, how):
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path.cwd()), "LOGURU_LEVEL": "ERROR"},
         start_new_session=True,
-        # A test run in the background ignores Ctrl-C, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2
