@@ -8,13 +8,12 @@ of earlier turns, say), and then nothing is guessed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm.core.spec import RefusedError
 from llm.data.chat_template import ChatTemplate
-from llm.data.chat_tokens import Messages, Span
+from llm.data.chat_tokens import Messages, Span, SpecialNames
 
 _ADVICE = "write its answers between {% generation %} and {% endgeneration %} in trainer.template"
 
@@ -24,13 +23,12 @@ class AssistantSpans:
 
     Args:
         template: makes the text.
-        special_names: names of the tokenizer's special tokens.
+        names: what the conversations are marked with.
     """
 
-    def __init__(self, template: ChatTemplate, special_names: list[str]) -> None:
+    def __init__(self, template: ChatTemplate, names: SpecialNames) -> None:
         self._template = template
-        longest_first = sorted(special_names, key=len, reverse=True)
-        self._end = re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(\\s*)\\Z")
+        self._names = names
 
     def find(
         self, messages: Messages, wanted: Sequence[int], variables: Mapping[str, Any]
@@ -84,8 +82,7 @@ class AssistantSpans:
             )
         # Space between the end-of-turn token and the next turn is nothing a model would write: it
         # is stopped at the token.
-        space = self._end.search(after, start)
-        return Span(start, space.start(1) if space else len(after))
+        return Span(start, self._names.without_space_after(after, start))
 
 
 def _difference(a: str, b: str) -> str:

@@ -36,7 +36,6 @@ CHATML = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 _PROGRAM = Path(__file__).with_name("template_process.py")
 _SECONDS = 2.0  # of processor time for one text; real ones take a thousandth of it

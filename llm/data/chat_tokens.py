@@ -100,6 +100,7 @@ class SpecialNames:
         # The longest first: a name may begin with another one.
         names = sorted(tokenizer.special_ids, key=len, reverse=True)
         self._name = re.compile("|".join(map(re.escape, names)))
+        self._end = re.compile(f"(?:{self._name.pattern})(\\s*)\\Z")
         self._said = re.compile(f"{_BEFORE}({self._name.pattern}){_AFTER}|[{_BEFORE}{_AFTER}]")
 
     def mark(self, value: Any) -> Any:
@@ -112,6 +113,16 @@ class SpecialNames:
         if isinstance(value, (list, tuple)):
             return [self.mark(item) for item in value]
         return value
+
+    def without_space_after(self, text: str, start: int) -> int:
+        """Where a text ends if the white space after a last special token is left out.
+
+        Args:
+            text: a rendered text; what comes before `start` is not looked at.
+            start: the first character that counts.
+        """
+        space = self._end.search(text, start)
+        return space.start(1) if space else len(text)
 
     def encode(self, text: str) -> Encoding:
         """Tokens of a rendered text."""

@@ -140,7 +140,7 @@ class ChatEncoder:
         self._loss_on = settings.loss_on
         self._tokenizer = tokenizer
         self._names = SpecialNames(tokenizer)
-        self._assistant = AssistantSpans(self._template, list(tokenizer.special_ids))
+        self._assistant = AssistantSpans(self._template, self._names)
 
     def of_text(self, prompt: str | None, text: str) -> Encoded:
         """Start token, text, separator; what follows the prompt is trained."""

@@ -100,6 +100,8 @@ class Decoder(nnx.Module):
             raise ValueError(
                 "positions_BT: with a cache they follow from its lengths; leave it out"
             )
+        if embedding_noise_BTD is not None:
+            raise ValueError("embedding_noise_BTD: for training, not with a cache; leave it out")
         return self._cached_trunk(tokens_BT, segment_ids_BT, cache)
 
     def _trunk(

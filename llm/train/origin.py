@@ -75,7 +75,8 @@ class Origin:
         if init_from is not None:
             return f"init_from={init_from}"
         assert self._pretrained is not None
-        return f"init_from={self._pretrained.source} (where trainer=sft starts)"
+        trainer = self._experiment.trainer.name
+        return f"init_from={self._pretrained.source} (where trainer={trainer} starts)"
 
     @cached_property
     def _template(self) -> str | None:
@@ -125,6 +126,11 @@ class Origin:
         if chat is None:
             return known
         end = end_of_turn(chat, tokenizer)
+        if end is None:
+            logger.warning(
+                "The chat template ends an answer with no special token that is trained: the model "
+                "will not learn to stop there. (Is it outside of {% generation %}?)"
+            )
         ends = [tokenizer.separator_id] if end is None else [end]
         return tuple(dict.fromkeys([*ends, *(known or [tokenizer.separator_id])]))
 
@@ -153,6 +159,11 @@ class Origin:
         if self._pretrained is not None:
             theirs = self._pretrained.spec
             _check_same(model, theirs, self._source)
+            own = self._pretrained.tokenizer.vocab_size
+            if own > theirs.vocab:
+                raise RefusedError(
+                    f"{self._source}: its tokenizer has {own} tokens, the model only {theirs.vocab}"
+                )
             # The tokenizer may have got special tokens that the model has no rows for.
             return model.replace(vocab_size=max(size, theirs.vocab))
         if model.vocab_size is None:

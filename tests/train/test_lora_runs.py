@@ -200,7 +200,8 @@ def test_names_of_modules_in_peft() -> None:
 @pytest.mark.parametrize("name", ["gpt", "llama"])
 def test_peft_computes_the_same(name: str, experiment, tmp_path: Path) -> None:
     """Ours merged, and transformers' base with PEFT's adapters."""
-    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    import peft
+    import torch
     import transformers
 
     llama = LlamaSpec(max_seq_len=64, n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, d_mlp=24)

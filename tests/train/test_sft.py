@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loguru import logger
 from run_folders import assert_same_run, events, result, weights
 
 from llm.core.hardware import HardwareSpec
@@ -20,6 +21,7 @@ from llm.generate.chat import converse
 from llm.generate.language_model import load, save_hf
 from llm.generate.specs import Sampling
 from llm.hub.new_rows import read_with_new_rows
+from llm.models.cache import KVCache
 from llm.models.specs import GPTSpec, LlamaSpec, LoRASpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
@@ -207,6 +209,23 @@ def test_a_template_from_a_file(sft, tmp_path: Path) -> None:
         run(experiment, tmp_path / "other")
 
 
+def test_a_template_that_does_not_train_the_end_of_a_turn_is_told(sft, tmp_path: Path) -> None:
+    template = tmp_path / "endless.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "<|im_end|>{% endfor %}"
+    )
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    run(sft(trainer={"template": str(template), "steps": 1}), tmp_path / "run")
+    logger.remove(sink)
+    told = "will not learn to stop there. (Is it outside of {% generation %}?)"
+    assert any(told in line for line in lines)
+    lm = load(str(tmp_path / "run"))
+    assert lm.stop_ids == (lm.tokenizer.separator_id,)
+
+
 def test_new_tokens_begin_as_the_average(trained_run: Path) -> None:
     lm = load(str(trained_run))
     read, old = lm.pretrained.weights, lm.spec.vocab
@@ -308,6 +327,9 @@ def test_noise_only_while_training() -> None:
     assert float(noisy(model, batch, None).objective) == without
     assert float(plain(model, batch, keys).objective) == without
     assert float(noisy(model, batch, keys).objective) != without
+    cache = KVCache.create(spec, 2, 16)
+    with pytest.raises(ValueError, match="embedding_noise_BTD: for training"):
+        model(tokens, cache=cache, embedding_noise_BTD=jnp.zeros((2, 16, 16)))
 
 
 def test_same_run_twice(sft, tmp_path: Path) -> None:
