@@ -2,6 +2,7 @@
 
     python tests/bench_decode.py 1 float32      # batch size, type
     python tests/bench_decode.py 16 bfloat16
+    python tests/bench_decode.py 32 bfloat16 gpu
 
 SmolLM2-135M's shape with random weights, prompts of 64 tokens, 128 new ones, greedy. Each side is a
 process of its own and they take turns. `torch-avx2` holds torch's MKL to AVX2: that is how pip's
@@ -23,9 +24,11 @@ import numpy as np
 PROMPT, NEW, VOCAB = 64, 128, 49152
 
 
-def ours(prompts: list[list[int]], dtype: str):
+def ours(prompts: list[list[int]], dtype: str, device: str):
     import jax
 
+    from llm.core.hardware import HardwareSpec
+    from llm.core.machine import claim
     from llm.generate.engine import Engine
     from llm.generate.sampler import Sampling
     from llm.models.parameter import parameters
@@ -35,7 +38,8 @@ def ours(prompts: list[list[int]], dtype: str):
         vocab_size=VOCAB, max_seq_len=8192, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
         d_mlp=1536,
     )  # fmt: skip
-    params = jax.jit(lambda: parameters(spec.build(jax.random.key(0))))()
+    machine = claim(HardwareSpec(device=device, require=True, compilation_cache=None))
+    params = parameters(spec.build(jax.random.key(0)))
     engine = Engine(spec, params, compute_dtype=dtype)
     del params
     sampling = Sampling(max_new_tokens=NEW, temperature=0.0)
@@ -44,10 +48,10 @@ def ours(prompts: list[list[int]], dtype: str):
         answers = engine.generate(prompts, sampling, key=jax.random.key(0))
         return sum(len(answer.ids) for (answer,) in answers)
 
-    return run
+    return run, machine.memory_used_gib
 
 
-def transformers(prompts: list[list[int]], dtype: str):
+def transformers(prompts: list[list[int]], dtype: str, device: str):
     import torch
     import transformers
 
@@ -56,8 +60,9 @@ def transformers(prompts: list[list[int]], dtype: str):
         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
         tie_word_embeddings=True, attn_implementation="sdpa", eos_token_id=None,
     )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
-    ids = torch.tensor(prompts)
+    device = "cuda" if device == "gpu" else "cpu"
+    model = transformers.LlamaForCausalLM(config).to(device, getattr(torch, dtype)).eval()
+    ids = torch.tensor(prompts, device=device)
 
     def run() -> int:
         with torch.inference_mode():
@@ -67,24 +72,29 @@ def transformers(prompts: list[list[int]], dtype: str):
             )  # fmt: skip
         return out[:, PROMPT:].numel()
 
-    return run
+    def memory() -> float:
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    return run, memory
 
 
-def work(side: str, batch: int, dtype: str) -> None:
+def work(side: str, batch: int, dtype: str, device: str) -> None:
     """Generate once for each line that arrives; answer with seconds, tokens and peak memory."""
     prompts = np.random.default_rng(0).integers(1, VOCAB, (batch, PROMPT)).tolist()
-    run = ours(prompts, dtype) if side == "ours" else transformers(prompts, dtype)
+    make = ours if side == "ours" else transformers
+    run, memory = make(prompts, dtype, device)
     for _ in sys.stdin:
         began = time.perf_counter()
         tokens = run()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        sys.stdout.write(json.dumps([time.perf_counter() - began, tokens, peak]) + "\n")
+        sys.stdout.write(json.dumps([time.perf_counter() - began, tokens, memory()]) + "\n")
         sys.stdout.flush()
 
 
 def start(side: str, *words: str) -> subprocess.Popen[str]:
     """Start the process of one side."""
-    environment = dict(os.environ)
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if side == "torch-avx2":
         environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
     command = [sys.executable, __file__, "--worker", side, *words]
@@ -92,9 +102,10 @@ def start(side: str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
 
-def main(batch: str, dtype: str, rounds: int = 5) -> None:
+def main(batch: str, dtype: str, device: str = "cpu", rounds: int = 5) -> None:
     """Print medians, ratios and peak memory."""
-    sides = {side: start(side, batch, dtype) for side in ("ours", "torch", "torch-avx2")}
+    names = ("ours", "torch") if device == "gpu" else ("ours", "torch", "torch-avx2")
+    sides = {side: start(side, batch, dtype, device) for side in names}
     answers: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(rounds + 1):
         for side, process in sides.items():
@@ -115,6 +126,6 @@ def main(batch: str, dtype: str, rounds: int = 5) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--worker":
-        work(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        work(sys.argv[2], int(sys.argv[3]), *sys.argv[4:6])
     else:
-        main(*sys.argv[1:3])
+        main(*sys.argv[1:4])

@@ -1,11 +1,14 @@
 """Training throughput and memory beside torch and transformers; run by hand, not a test.
 
-    python tests/bench_train_step.py gpt      # 6 layers x 384, vocabulary 8k, 16 x 256 tokens
-    python tests/bench_train_step.py llama    # SmolLM2-135M's shape, 2 x 512 tokens
+    python tests/bench_train_step.py gpt          # 6 layers x 384, vocabulary 8k, 16 x 256 tokens
+    python tests/bench_train_step.py llama        # SmolLM2-135M's shape, 2 x 512 tokens
+    python tests/bench_train_step.py gpt2-gpu     # 124M, 16 x 1024 tokens
+    python tests/bench_train_step.py llama-gpu    # SmolLM2-135M's shape, 16 x 1024 tokens
 
-Each side is a process of its own and they take turns, step by step. fp32, AdamW, clipped at norm 1.
-`torch-avx2` holds torch's MKL to AVX2: that is how pip's torch runs on processors by AMD, where MKL
-does not take its AVX512 path. On those, `torch` and `torch-avx2` are the same.
+Each side is a process of its own and they take turns, step by step. AdamW, clipped at norm 1; fp32
+on CPUs, bf16 products beside fp32 weights on GPUs. `torch-avx2` holds torch's MKL to AVX2: that is
+how pip's torch runs on processors by AMD, where MKL does not take its AVX512 path. On those,
+`torch` and `torch-avx2` are the same. `torch-compiled` is torch with `torch.compile`.
 """
 
 from __future__ import annotations
@@ -20,15 +23,22 @@ import time
 
 import numpy as np
 
-SHAPES = {"gpt": (16, 256, 8192), "llama": (2, 512, 49152)}
+SHAPES = {
+    "gpt": (16, 256, 8192),
+    "llama": (2, 512, 49152),
+    "gpt2-gpu": (16, 1024, 50304),
+    "llama-gpu": (16, 1024, 49152),
+}
+ON_CPU, ON_GPU = ("ours", "torch", "torch-avx2"), ("ours", "torch", "torch-compiled")
 
 
 def ours(name: str):
     import jax
     import optax
 
-    from llm.core.machine import COMPILER_OPTIONS
-    from llm.core.mesh import make_mesh, put_rows
+    from llm.core.hardware import HardwareSpec
+    from llm.core.machine import claim
+    from llm.core.mesh import put_rows
     from llm.models.specs import GPTSpec, LlamaSpec
     from llm.train.next_token import NextToken
     from llm.train.specs import AdamWSpec
@@ -37,26 +47,31 @@ def ours(name: str):
 
     B, T, V = SHAPES[name]
     model = GPTSpec(vocab_size=V, max_seq_len=T, n_layers=6, d_model=384, n_heads=6)
-    if name == "llama":
+    if name == "gpt2-gpu":
+        model = GPTSpec(vocab_size=V, max_seq_len=T, n_layers=12, d_model=768, n_heads=12)
+    if name.startswith("llama"):
         model = LlamaSpec(
             vocab_size=V, max_seq_len=T, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
             d_mlp=1536,
         )  # fmt: skip
     schedule = optax.constant_schedule(3e-4)
     optimizer = AdamWSpec(lr=3e-4, weight_decay=0.01, b2=0.999).build(lambda peak: schedule)
-    mesh = make_mesh(jax.devices()[:1], 1, 1)
+    device = "gpu" if name.endswith("gpu") else "cpu"
+    machine = claim(HardwareSpec(device=device, require=True, compilation_cache=None))
+    mesh, hardware = machine.mesh, machine.spec
     state = StateFactory(
         model=model, optimizer=optimizer, seed=0, use_ema=False, param_dtype="float32", mesh=mesh
     ).fresh()
     stepper = Stepper(
-        model=model, remat="none", objective=NextToken(512, 0.0, 0.0), optimizer=optimizer,
-        schedule=schedule, seed=0, compute_dtype="float32", micro_batches=1, grad_clip=1.0,
+        model=model, remat="none", attention=hardware.attention,
+        objective=NextToken(machine.loss_chunk, 0.0, 0.0), optimizer=optimizer, schedule=schedule,
+        seed=0, compute_dtype=hardware.compute_dtype, micro_batches=1, grad_clip=1.0,
         ema_decay=None,
     )  # fmt: skip
     train_step = jax.jit(
         stepper.train_step,
         donate_argnums=0,
-        compiler_options=COMPILER_OPTIONS[jax.default_backend()],
+        compiler_options=machine.compiler_options,
     )
     ids = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
     batch = put_rows(
@@ -75,19 +90,22 @@ def ours(name: str):
         state, metrics = train_step(state, batch)
         return float(metrics["train/loss"])
 
-    return step
+    return step, machine.memory_used_gib
 
 
-def torchs(name: str):
+def torchs(name: str, compiled: bool):
     import torch
     import transformers
 
     B, T, V = SHAPES[name]
     torch.manual_seed(0)
-    if name == "gpt":
+    device = "cuda" if name.endswith("gpu") else "cpu"
+    if name.startswith("gpt"):
+        width, depth, heads = (768, 12, 12) if name == "gpt2-gpu" else (384, 6, 6)
         config = transformers.GPT2Config(
-            vocab_size=V, n_positions=T, n_embd=384, n_layer=6, n_head=6, resid_pdrop=0.0,
-            embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
+            vocab_size=V, n_positions=T, n_embd=width, n_layer=depth, n_head=heads,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa",
+            use_cache=False,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config)
     else:
@@ -97,37 +115,48 @@ def torchs(name: str):
             tie_word_embeddings=True, attn_implementation="sdpa", use_cache=False,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
-    model.train()
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=True)
-    ids = torch.tensor(np.random.default_rng(0).integers(0, V, (B, T + 1)))
+    ids = torch.tensor(np.random.default_rng(0).integers(0, V, (B, T + 1)), device=device)
+
+    def loss_of(ids):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = model(ids[:, :-1]).logits.flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:].flatten())
+
+    if compiled:
+        loss_of = torch.compile(loss_of)
 
     def step() -> float:
-        logits = model(ids[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss = loss_of(ids)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return step
+    def memory() -> float:
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    return step, memory
 
 
 def work(side: str, name: str) -> None:
     """Do a step for each line that arrives; answer with seconds, CPU seconds, loss and memory."""
-    step = ours(name) if side == "ours" else torchs(name)
+    step, memory = ours(name) if side == "ours" else torchs(name, side == "torch-compiled")
     for _ in sys.stdin:
         began, cpu = time.perf_counter(), time.process_time()
         loss = step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         times = time.perf_counter() - began, time.process_time() - cpu
-        sys.stdout.write(json.dumps([*times, loss, peak]) + "\n")
+        sys.stdout.write(json.dumps([*times, loss, memory()]) + "\n")
         sys.stdout.flush()
 
 
 def start(side: str, name: str) -> subprocess.Popen[str]:
     """Start the process of one side."""
-    environment = dict(os.environ)
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if side == "torch-avx2":
         environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
     command = [sys.executable, __file__, "--worker", side, name]
@@ -137,7 +166,7 @@ def start(side: str, name: str) -> subprocess.Popen[str]:
 
 def main(name: str, rounds: int = 10) -> None:
     """Print medians, ratios and peak memory."""
-    sides = {side: start(side, name) for side in ("ours", "torch", "torch-avx2")}
+    sides = {side: start(side, name) for side in (ON_GPU if name.endswith("gpu") else ON_CPU)}
     answers: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(rounds + 2):
         for side, process in sides.items():
@@ -152,7 +181,7 @@ def main(name: str, rounds: int = 10) -> None:
         wall = statistics.median(seconds)
         ratios = [its[0] / our[0] for its, our in zip(timed, answers["ours"][2:], strict=True)]
         sys.stdout.write(
-            f"{side:10s} {wall:6.3f} s/step  {statistics.median(cpu):6.2f} CPU s"
+            f"{side:14s} {wall:6.3f} s/step  {statistics.median(cpu):6.2f} CPU s"
             f"  {B * T / wall:7.0f} tokens/s  peak {peak[-1]:.2f} GiB  ours is"
             f" {statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})\n"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from llm.core.spec import RefusedError, Spec, knob
 
 DTYPES = ("float32", "bfloat16")
+ATTENTION_KERNELS = ("auto", "xla", "cudnn", "flash")
 REMAT_POLICIES = ("none", "block", "dots")
 
 
@@ -29,8 +30,16 @@ class HardwareSpec(Spec):
     micro_batch: int | None = knob(
         None, "rows at once per step and device; null takes the whole batch", gt=0
     )
-    loss_chunk: int = knob(512, "tokens whose logits exist at the same time", gt=0)
+    loss_chunk: int | None = knob(
+        None, "tokens whose logits exist at the same time; null: 512 on a CPU, 4096 on a GPU", gt=0
+    )
     remat: str = knob("none", "what the backward pass recomputes", choices=REMAT_POLICIES)
+    attention: str = knob(
+        "auto",
+        "what computes attention while training; auto: flash on one GPU in bfloat16, cudnn on "
+        "several, else xla",
+        choices=ATTENTION_KERNELS,
+    )
     data_parallel: int = knob(1, "devices over which rows are split", gt=0)
     fsdp: int = knob(1, "devices over which rows and weights are split", gt=0)
     xla_flags: list[str] = knob([], "XLA_FLAGS for this device")

@@ -41,6 +41,7 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
 _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "device_kind": "",
     "compute_dtype": "auto",
+    "attention": "auto",
     "param_dtype": "float32",
     "xla_flags": [],
     "peak_tflops": None,
@@ -64,6 +65,11 @@ class Machine:
     def device(self) -> jax.Device:
         """The first device."""
         return self.mesh.devices.flat[0]
+
+    @property
+    def loss_chunk(self) -> int:
+        """Tokens whose logits exist at the same time."""
+        return self.spec.loss_chunk or (512 if self.device.platform == "cpu" else 4096)
 
     @property
     def compiler_options(self) -> dict[str, Any]:
@@ -134,6 +140,8 @@ def claim(spec: HardwareSpec) -> Machine:
     _set_xla_flags(spec.xla_flags)
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
+    # Random numbers by one kernel instead of hundreds of operations for XLA to compile each time.
+    jax.config.update("jax_threefry_gpu_kernel_lowering", on_gpu)
     devices = jax.devices()
     kind = devices[0].device_kind
     if on_gpu and spec.device_kind not in kind:
@@ -144,6 +152,12 @@ def claim(spec: HardwareSpec) -> Machine:
         spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1)
     if spec.compute_dtype == "auto":
         spec = spec.replace(compute_dtype="bfloat16" if on_gpu else "float32")
+    if spec.attention == "auto":
+        fast = "flash" if spec.devices == 1 else "cudnn"
+        fits = on_gpu and spec.compute_dtype == "bfloat16"
+        spec = spec.replace(attention=fast if fits else "xla")
+    elif spec.attention != "xla":
+        _check_attention(spec, on_gpu)
     if spec.compilation_cache is not None:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +172,19 @@ def gpu_expected() -> bool:
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     has_plugin = any(importlib.util.find_spec(name) for name in plugins)
     return has_plugin and Path("/proc/driver/nvidia").exists()
+
+
+def _check_attention(spec: HardwareSpec, on_gpu: bool) -> None:
+    """A kernel that cannot work here is refused, not replaced."""
+    problem = None
+    if not on_gpu:
+        problem = "a kernel for GPUs, and this is a CPU"
+    elif spec.compute_dtype != "bfloat16":
+        problem = f"a kernel for bfloat16, and hardware.compute_dtype={spec.compute_dtype}"
+    elif spec.attention == "flash" and spec.devices > 1:
+        problem = f"a kernel for one device, and here are {spec.devices}"
+    if problem:
+        raise RefusedError(f"hardware.attention={spec.attention}: {problem}; try auto")
 
 
 _flags_in_force: tuple[str, ...] | None = None

@@ -35,6 +35,22 @@ class Shard(NamedTuple):
         rows = batch_size // count
         return cls(batch_size, index * rows, (index + 1) * rows)
 
+    def times(self, n: int) -> Shard:
+        """The slice of a batch of `n` times as many rows."""
+        return Shard(n * self.batch_size, n * self.begin, n * self.stop)
+
+
+class Bucket(NamedTuple):
+    """Rows of at most `seq_len` positions, and this host's part of a batch of them."""
+
+    seq_len: int
+    shard: Shard
+
+
+def _grouped(length: Array, buckets: Sequence[Bucket]) -> BatchTable:
+    rooms = [bucket.shard.batch_size for bucket in buckets]
+    return group_by_length(length, [bucket.seq_len for bucket in buckets], rooms)
+
 
 class Batches(abc.ABC):
     """An endless sequence of batches with random access; safe to use from several threads."""
@@ -71,17 +87,15 @@ class PaddedBatches(Batches):
         self,
         plans: Sequence[Rows],
         stream: RowStream,
-        shard: Shard,
-        buckets: Sequence[int],
+        buckets: Sequence[Bucket],
         seed: int,
     ):
         self._plans = list(plans)
         self._lengths = [plan.lengths().astype(np.int32) for plan in plans]
         self._stream = stream
-        self._shard = shard
         self._buckets = list(buckets)
         self._seed = seed
-        self._per_epoch = len(group_by_length(self._lengths[0], buckets, shard.batch_size))
+        self._per_epoch = len(_grouped(self._lengths[0], buckets))
         self._first = [0]  # number of the first batch of each epoch, as far as known
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
@@ -99,10 +113,9 @@ class PaddedBatches(Batches):
             number, place = self._locate(index)
             epoch = self._epoch(number)
         place = int(epoch.order[place])
-        size, begin, stop = self._shard
-        mine = epoch.table.rows(place, size)[begin:stop]
+        seq_len, (room, begin, stop) = self._buckets[epoch.table.bucket[place]]
+        mine = epoch.table.rows(place, room)[begin:stop]
         row = np.where(mine == EMPTY, EMPTY, epoch.row[mine])
-        seq_len = self._buckets[epoch.table.bucket[place]]
         return collate(self._plans, epoch.source[mine], row, seq_len)
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -123,7 +136,7 @@ class PaddedBatches(Batches):
             length = np.zeros(count, np.int32)
             for n, lengths in enumerate(self._lengths):
                 length[source == n] = lengths[row[source == n]]
-            table = group_by_length(length, self._buckets, self._shard.batch_size)
+            table = _grouped(length, self._buckets)
             order = permutation(len(table), self._seed, _ORDER, number)
             self._epochs = {k: v for k, v in self._epochs.items() if abs(k - number) == 1}
             self._epochs[number] = _Epoch(table, order, source, row)
@@ -145,13 +158,12 @@ class EvalBatches:
     The order is shuffled, so that the first batches are a fair sample of all of them.
     """
 
-    def __init__(self, plans: Sequence[Rows], shard: Shard, buckets: Sequence[int]):
+    def __init__(self, plans: Sequence[Rows], buckets: Sequence[Bucket]):
         self.plans = list(plans)
-        self._shard = shard
         self._buckets = list(buckets)
         self._rows = [permutation(len(plan), _EVAL, n) for n, plan in enumerate(plans)]
         self._tables = [
-            group_by_length(plan.lengths()[rows], self._buckets, shard.batch_size)
+            _grouped(plan.lengths()[rows], self._buckets)
             for plan, rows in zip(plans, self._rows, strict=True)
         ]
         counts = [len(table) for table in self._tables]
@@ -167,10 +179,9 @@ class EvalBatches:
 
         The last batch of each bucket is filled up with empty rows.
         """
-        size, begin, stop = self._shard
         for source, place in zip(self._source[:limit], self._place[:limit], strict=True):
             table = self._tables[source]
-            mine = table.rows(int(place), size)[begin:stop]
+            seq_len, (room, begin, stop) = self._buckets[table.bucket[place]]
+            mine = table.rows(int(place), room)[begin:stop]
             row = np.where(mine == EMPTY, EMPTY, self._rows[source][mine])
-            seq_len = self._buckets[table.bucket[place]]
             yield int(source), collate(self.plans, np.full(len(row), source), row, seq_len)

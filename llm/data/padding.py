@@ -30,34 +30,35 @@ class BatchTable(NamedTuple):
 
     order: Array  # int64 [R]
     begin: Array  # int64 [N]
-    size: Array  # int64 [N], below the batch size where a bucket has a remainder
+    size: Array  # int64 [N], fewer than the batch has room for where a bucket has a remainder
     bucket: Array  # int64 [N], index into the buckets
 
     def __len__(self) -> int:
         return len(self.begin)
 
-    def rows(self, index: int, batch_size: int) -> Array:
-        """Which rows batch `index` holds: int64 [batch_size], `EMPTY` where it has too few."""
-        chosen = np.full(batch_size, EMPTY, np.int64)
+    def rows(self, index: int, room: int) -> Array:
+        """Which rows batch `index` holds: int64 [room], `EMPTY` where it has too few."""
+        chosen = np.full(room, EMPTY, np.int64)
         begin, size = self.begin[index], self.size[index]
         chosen[:size] = self.order[begin : begin + size]
         return chosen
 
 
-def group_by_length(length: Array, buckets: Sequence[int], batch_size: int) -> BatchTable:
+def group_by_length(length: Array, buckets: Sequence[int], rooms: Sequence[int]) -> BatchTable:
     """Batches of the rows in the order given, bucket by bucket; no row is left out.
 
     Args:
         length: int [R], positions of each row.
         buckets: row lengths, ascending; the last holds the longest row.
-        batch_size: rows in a batch.
+        rooms: rows in a batch of each bucket.
     """
     bucket_of = np.searchsorted(np.asarray(buckets), length)
     order = np.argsort(bucket_of, kind="stable")
     counts = np.bincount(bucket_of, minlength=len(buckets))
-    n_batches = -(-counts // batch_size)
+    room = np.asarray(rooms)
+    n_batches = -(-counts // room)
     bucket = np.repeat(np.arange(len(buckets)), n_batches)
     place = np.arange(len(bucket)) - np.repeat(np.cumsum(n_batches) - n_batches, n_batches)
-    begin = (np.cumsum(counts) - counts)[bucket] + place * batch_size
-    size = np.minimum(counts[bucket] - place * batch_size, batch_size)
+    begin = (np.cumsum(counts) - counts)[bucket] + place * room[bucket]
+    size = np.minimum(counts[bucket] - place * room[bucket], room[bucket])
     return BatchTable(order, begin, size, bucket)

@@ -10,7 +10,15 @@ import numpy as np
 from loguru import logger
 
 from llm.core.spec import RefusedError
-from llm.data.batches import Batch, Batches, EvalBatches, PackedBatches, PaddedBatches, Shard
+from llm.data.batches import (
+    Batch,
+    Batches,
+    Bucket,
+    EvalBatches,
+    PackedBatches,
+    PaddedBatches,
+    Shard,
+)
 from llm.data.bpe import build_tokenizer
 from llm.data.conversations import ChatSettings, Conversations
 from llm.data.fitting import fit, trained_targets
@@ -169,12 +177,12 @@ def build_data(
     held_out = _plan(spec, caches, split.held_out)
     shard = Shard.of(spec.batch_size, shard_index, shard_count)
     stream = RowStream([len(rows) for rows in train], weights, seed)
-    buckets = spec.row_lengths()
+    buckets = [Bucket(n, shard.times(spec.more_rows(n))) for n in spec.row_lengths()]
     batches: Batches
     if isinstance(spec, PackedSpec):
         batches = PackedBatches(train, stream, shard, spec.seq_len)
     else:
-        batches = PaddedBatches(train, stream, shard, buckets, seed)
+        batches = PaddedBatches(train, stream, buckets, seed)
     fingerprint = {
         "tokenizer": tokenizer.fingerprint,
         "sources": [
@@ -189,7 +197,7 @@ def build_data(
         "train": _count(train, split.train, spec.seq_len),
         "eval": _count(held_out, split.held_out, spec.seq_len),
     }
-    data = Data(spec, tokenizer, batches, EvalBatches(held_out, shard, buckets), fingerprint)
+    data = Data(spec, tokenizer, batches, EvalBatches(held_out, buckets), fingerprint)
     logger.info("data: {}", data.describe())
     return data
 

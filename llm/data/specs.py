@@ -141,6 +141,11 @@ class DataSpec(DocumentsSpec):
         """Every row length (in positions) a batch may have, ascending."""
         return (self.seq_len,)
 
+    def more_rows(self, row_length: int) -> int:
+        """How many times `batch_size` rows of this length make a batch."""
+        del row_length
+        return 1
+
     def build(
         self,
         seed: int,
@@ -180,6 +185,12 @@ class PaddedSpec(DataSpec):
     name: ClassVar[str] = "padded"
 
     buckets: list[int] = knob([], "row lengths; empty = powers of two up to seq_len, at most 5")
+    batch_by: str = knob(
+        "rows",
+        "rows: each batch has batch_size rows; tokens: those of shorter rows have more, about "
+        "batch_size x seq_len tokens in all",
+        choices=("rows", "tokens"),
+    )
 
     def check(self) -> None:
         """Refuse buckets out of order or longer than a row may be."""
@@ -197,3 +208,7 @@ class PaddedSpec(DataSpec):
             powers = [2**n for n in range(31) if _SMALLEST_BUCKET <= 2**n < self.seq_len]
             lengths = set(powers[1 - _DEFAULT_BUCKETS :])
         return (*sorted(lengths - {self.seq_len}), self.seq_len)
+
+    def more_rows(self, row_length: int) -> int:  # noqa: D102
+        # A multiple of batch_size: hosts, devices and micro-batches divide it as well.
+        return self.seq_len // row_length if self.batch_by == "tokens" else 1

@@ -9,6 +9,7 @@ B batch, T queries, S keys, N query heads, K key/value heads, G = N / K, H head 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ class TokenIndex(NamedTuple):
 
     segments: Int[Array, "B T"]
     positions: Int[Array, "B T"]
+
+
+Attention = Callable[[Array, Array, Array, TokenIndex], Array]
+"""What computes the attention of whole rows: `attention`, or another of `llm.models.kernels`."""
 
 
 def visible(queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:

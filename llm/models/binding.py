@@ -12,18 +12,25 @@ from typing import Any
 import jax
 from flax import nnx
 
+from llm.core.hardware import REMAT_POLICIES
 from llm.core.precision import cast_matrices
+from llm.models.kernels import kernel
 from llm.models.specs import ModelSpec
 
 
 @lru_cache(maxsize=64)
-def structure(spec: ModelSpec, remat: str = "none") -> nnx.GraphDef[Any]:
+def structure(spec: ModelSpec) -> nnx.GraphDef[Any]:
     """The module without its weights; nothing is computed."""
-    return nnx.split(nnx.eval_shape(lambda: spec.build(jax.random.key(0), remat=remat)))[0]
+    return nnx.split(nnx.eval_shape(lambda: spec.build(jax.random.key(0))))[0]
 
 
 def bind(
-    spec: ModelSpec, params: Any, *, compute_dtype: str = "float32", remat: str = "none"
+    spec: ModelSpec,
+    params: Any,
+    *,
+    compute_dtype: str = "float32",
+    remat: str = "none",
+    attention: str = "xla",
 ) -> Any:
     """The model with these weights, matrices cast to the compute type. Cheap; for use inside jit.
 
@@ -31,6 +38,15 @@ def bind(
         spec: what the model is made of.
         params: nested dict of arrays, see `llm.models.parameter.parameters`.
         compute_dtype: type of activations and matrix products.
-        remat: what the backward pass recomputes, see `ModelSpec.build`.
+        remat: what the backward pass recomputes: `none`, `block` (all but the block's input) or
+            `dots` (all but the results of matrix products).
+        attention: what computes the attention of whole rows, see `llm.models.kernels`.
+
+    Raises:
+        ValueError: there is no such `remat` or `attention`.
     """
-    return nnx.merge(structure(spec, remat), cast_matrices(params, compute_dtype))
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat={remat}: expected one of {', '.join(REMAT_POLICIES)}")
+    model = nnx.merge(structure(spec), cast_matrices(params, compute_dtype))
+    model.remat, model.attention = remat, kernel(attention)
+    return model

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from llm.core.hardware import REMAT_POLICIES
-from llm.models.attention import TokenIndex, attention, attention_to_cache
+from llm.models.attention import Attention, TokenIndex, attention, attention_to_cache
 from llm.models.cache import KVCache, write
 from llm.models.specs import ModelSpec
 
@@ -29,11 +28,11 @@ class Decoder(nnx.Module):
     blocks: nnx.List[Any]
     final_norm: Any
 
-    def __init__(self, spec: ModelSpec, remat: str) -> None:
-        if remat not in REMAT_POLICIES:
-            raise ValueError(f"remat={remat}: expected one of {', '.join(REMAT_POLICIES)}")
+    def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.remat = remat
+        # How it is computed and not what: `llm.models.binding.bind` chooses.
+        self.remat = "none"
+        self.attention: Attention = attention
 
     @abc.abstractmethod
     def embed(
@@ -115,7 +114,7 @@ class Decoder(nnx.Module):
         extras = self.block_arguments(positions_BT)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            return attention(q, k, v, index)
+            return self.attention(q, k, v, index)
 
         x_BTD = self.embedding_dropout(x_BTD, dropout_keys_B)
         for block in self.blocks:

@@ -72,8 +72,8 @@ class GPT(Decoder):
 
     spec: GPTSpec
 
-    def __init__(self, spec: GPTSpec, key: jax.Array, *, remat: str = "none") -> None:
-        super().__init__(spec, remat)
+    def __init__(self, spec: GPTSpec, key: jax.Array) -> None:
+        super().__init__(spec)
         keys = jax.random.split(key, spec.n_layers + 2)
         self.embedding = normal(
             keys[0], (spec.vocab, spec.d_model), spec.init_std, ("vocab", "embed")

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from llm.models.dropout import dropout
-from llm.models.parameter import constant, normal
+from llm.models.parameter import constant, normal, uniform
 from llm.models.specs import LoRASpec
 
 
@@ -44,8 +43,7 @@ class Linear(nnx.Module):
             site: number of the place in the model, for dropout.
         """
         n_in, n_out = self.kernel.shape
-        a = jax.random.uniform(key, (n_in, lora.rank), jnp.float32, -1, 1) / n_in**0.5
-        self.lora_a = nnx.Param(a, axes=(self.axes[0], "rank"))
+        self.lora_a = uniform(key, (n_in, lora.rank), n_in**-0.5, (self.axes[0], "rank"))
         self.lora_b = constant(0.0, (lora.rank, n_out), ("rank", self.axes[1]))
         self.adapter = Adapter(lora.scale, lora.dropout, site)
 

@@ -78,8 +78,8 @@ class Llama(Decoder):
 
     spec: LlamaSpec
 
-    def __init__(self, spec: LlamaSpec, key: jax.Array, *, remat: str = "none") -> None:
-        super().__init__(spec, remat)
+    def __init__(self, spec: LlamaSpec, key: jax.Array) -> None:
+        super().__init__(spec)
         keys = jax.random.split(key, spec.n_layers + 2)
         shape = (spec.vocab, spec.d_model)
         self.embedding = normal(keys[0], shape, spec.init_std, ("vocab", "embed"))

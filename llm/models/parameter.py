@@ -6,17 +6,54 @@ The names say what each axis means (`embed`, `heads`, `mlp`, `vocab`, ...); the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A parameter that is still to be drawn."""
+
+    key: jax.Array
+    sample: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    shape: tuple[int, ...]
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> Any:
     """An fp32 parameter drawn from N(0, std^2); `axes` names each dimension of `shape`."""
-    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
+    return _random(Draw(key, _normal(std), shape), axes)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], most: float, axes: tuple[str, ...]) -> Any:
+    """An fp32 parameter drawn evenly from -most to most."""
+    return _random(Draw(key, _uniform(most), shape), axes)
+
+
+@lru_cache
+def _normal(std: float) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
+@lru_cache
+def _uniform(most: float) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
+    return lambda key, shape: most * jax.random.uniform(key, shape, jnp.float32, -1, 1)
+
+
+_planning = ContextVar("planning", default=False)
+
+
+def _random(draw: Draw, axes: tuple[str, ...]) -> Any:
+    value = draw if _planning.get() else draw.sample(draw.key, draw.shape)
+    return nnx.Param(value, axes=axes)
 
 
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
@@ -38,6 +75,41 @@ def logical_axes(model: nnx.Module) -> Any:
 def parameters(model: nnx.Module) -> Any:
     """The weights as a nested dict of arrays, the form optimizers and checkpoints see."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def drawn(
+    build: Callable[[], nnx.Module],
+    shardings: dict[str, Sharding],
+) -> dict[str, jax.Array]:
+    """Parameters of a freshly built model by dotted name, each drawn on its own.
+
+    One program that draws them all takes XLA up to a minute to compile, and one that draws a matrix
+    serves all of its shape; and what is not wanted is not drawn.
+
+    Args:
+        build: makes the model.
+        shardings: where to create which parameters; others are left out.
+    """
+    token = _planning.set(True)
+    try:
+        planned = named(parameters(build()))
+    finally:
+        _planning.reset(token)
+    values = {}
+    for name, sharding in shardings.items():
+        p = planned[name]
+        if isinstance(p, Draw):
+            values[name] = _program(p.sample, p.shape, sharding)(p.key)
+        else:
+            values[name] = jax.device_put(p, sharding)
+    return values
+
+
+@lru_cache
+def _program(
+    sample: Callable[..., jax.Array], shape: tuple[int, ...], sharding: Sharding
+) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda key: sample(key, shape), out_shardings=sharding)
 
 
 def named(params: Any) -> dict[str, Any]:

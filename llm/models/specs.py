@@ -92,14 +92,8 @@ class ModelSpec(Spec, abc.ABC):
         """Width of one head."""
 
     @abc.abstractmethod
-    def build(self, key: jax.Array, *, remat: str = "none") -> GPT | Llama:
-        """Make the Flax module with freshly drawn fp32 weights.
-
-        Args:
-            key: JAX random key.
-            remat: what the backward pass recomputes: `none`, `block` (all but the block's input)
-                or `dots` (all but the results of matrix products).
-        """
+    def build(self, key: jax.Array) -> GPT | Llama:
+        """Make the Flax module with fp32 weights freshly drawn by this key."""
 
     @property
     @abc.abstractmethod
@@ -176,10 +170,10 @@ class GPTSpec(ModelSpec):
     def head_size(self) -> int:  # noqa: D102
         return self.d_model // self.n_heads
 
-    def build(self, key: jax.Array, *, remat: str = "none") -> GPT:  # noqa: D102
+    def build(self, key: jax.Array) -> GPT:  # noqa: D102
         from llm.models.gpt import GPT
 
-        return GPT(self, key, remat=remat)
+        return GPT(self, key)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:  # noqa: D102
@@ -252,10 +246,10 @@ class LlamaSpec(ModelSpec):
     def head_size(self) -> int:  # noqa: D102
         return self.head_dim or self.d_model // self.n_heads
 
-    def build(self, key: jax.Array, *, remat: str = "none") -> Llama:  # noqa: D102
+    def build(self, key: jax.Array) -> Llama:  # noqa: D102
         from llm.models.llama import Llama
 
-        return Llama(self, key, remat=remat)
+        return Llama(self, key)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:  # noqa: D102

@@ -17,6 +17,7 @@ from llm.core.machine import claim
 from llm.core.mesh import put_rows, replicated
 from llm.core.spec import RefusedError
 from llm.hub.checkpoints import Checkpoints, Restored
+from llm.models.kernels import check_kernel
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
 from llm.report.preview import show_example
@@ -99,6 +100,7 @@ class _Run:
                 self.machine = claim(self.experiment.hardware)
                 if self.machine.note:
                     logger.warning(self.machine.note)
+                hardware = self.machine.spec
                 origin = Origin(self.experiment, self.folder)
                 self.chat = origin.chat()
                 self.data = self.experiment.data.build(
@@ -111,6 +113,7 @@ class _Run:
                 self.stop_ids = origin.stop_ids(self.data.tokenizer)
                 self.chat_template = origin.chat_template
                 self.model = origin.model(self.data.tokenizer)
+                check_kernel(hardware.attention, self.model, hardware.compute_dtype)
                 self.factory = factory = self._factory()
                 checkpoints = self._checkpoints()
                 restored = checkpoints.restore_newest(factory.template)
@@ -255,7 +258,8 @@ class _Run:
         stepper = Stepper(
             model=self.model,
             remat=hardware.remat,
-            objective=trainer.objective(hardware.loss_chunk),
+            attention=hardware.attention,
+            objective=trainer.objective(self.machine.loss_chunk),
             optimizer=self.optimizer,
             schedule=self._schedule(trainer.optimizer.lr),
             seed=experiment.seed,

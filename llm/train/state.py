@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from llm.core.mesh import parameter_sharding, replicated
 from llm.core.precision import cast_matrices
-from llm.models.lora import without_adapters
-from llm.models.parameter import logical_axes, parameters
+from llm.models.lora import is_adapter, without_adapters
+from llm.models.parameter import drawn, logical_axes, named, nested, parameters
 from llm.models.specs import ModelSpec
 from llm.train.trainable import joined, split
 
@@ -58,18 +58,31 @@ class StateFactory:
 
     def fresh(self) -> TrainState:
         """Random weights, drawn from `seed` alone, each created where it will lie."""
-        state: TrainState = jax.jit(self._make, out_shardings=self.shardings)()
-        return state
+        return self._begin(self._drawn(lambda name: True))
 
     def from_weights(self, params: Any) -> TrainState:
         """Given weights, everything else at its start; without adapters, these begin afresh."""
-        state: TrainState = jax.jit(self._from_params, out_shardings=self.shardings)(params)
-        return state
+        if self.model.lora.rank:
+            params = joined(self._drawn(is_adapter), params)
+        return self._begin(params)
+
+    def _drawn(self, wanted: Callable[[str], bool]) -> Any:
+        places = named(self.shardings.params)
+        places = {name: sharding for name, sharding in places.items() if wanted(name)}
+        return nested(drawn(lambda: self.model.build(jax.random.key(self.seed)), places))
+
+    def _begin(self, params: Any) -> TrainState:
+        params = jax.device_put(self._kept(params), self.shardings.params)
+        trained, _ = split(self.model, self.freeze, params)
+        rest = jax.jit(self._rest, out_shardings=(self.shardings.opt_state, self.shardings.ema))
+        opt_state, ema = rest(trained)
+        step = jax.device_put(jnp.zeros((), jnp.int32), self.shardings.step)
+        return TrainState(step, params, opt_state, ema)
 
     @cached_property
     def template(self) -> TrainState:
         """Shape, type and placement of every array, as a state."""
-        shapes = jax.eval_shape(self._make)
+        shapes = jax.eval_shape(self._shapes)
         axes = logical_axes(nnx.eval_shape(lambda: self.model.build(jax.random.key(0))))
         params = jax.tree.map(
             lambda names, p: parameter_sharding(self.mesh, names, p.shape),
@@ -97,23 +110,25 @@ class StateFactory:
         placement: TrainState = jax.tree.map(lambda x: x.sharding, self.template)
         return placement
 
-    def _make(self) -> TrainState:
-        return self._from_params(self._drawn())
+    def _shapes(self) -> TrainState:
+        params = self._kept(parameters(self.model.build(jax.random.key(self.seed))))
+        trained, _ = split(self.model, self.freeze, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, *self._rest(trained))
 
-    def _drawn(self) -> Any:
-        return parameters(self.model.build(jax.random.key(self.seed)))
-
-    def _from_params(self, params: Any) -> TrainState:
-        if self.model.lora.rank:
-            params = joined(self._drawn(), params)
+    def _kept(self, params: Any) -> Any:
+        """In the types in which they are kept."""
         params = jax.tree.map(lambda p: p.astype(jnp.dtype(self.param_dtype)), params)
         trained, frozen = split(self.model, self.freeze, params)
         if jnp.dtype(self.compute_dtype).itemsize < jnp.dtype(self.param_dtype).itemsize:
             # They are only ever read, in this type: less memory and the same numbers. The model
             # that is saved has them rounded, as those that are trained have learned beside them.
             params = joined(trained, cast_matrices(frozen, self.compute_dtype))
+        return params
+
+    def _rest(self, trained: Any) -> tuple[Any, Any]:
+        """Optimizer state and averages."""
         ema = jax.tree.map(jnp.copy, trained) if self.use_ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trained), ema)
+        return self.optimizer.init(trained), ema
 
 
 def _like_parameters(opt_state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:

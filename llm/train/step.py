@@ -45,6 +45,7 @@ class Stepper:
 
     model: ModelSpec
     remat: str
+    attention: str
     objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -116,7 +117,13 @@ class Stepper:
         return total
 
     def _bind(self, params: Any) -> Any:
-        return bind(self.model, params, compute_dtype=self.compute_dtype, remat=self.remat)
+        return bind(
+            self.model,
+            params,
+            compute_dtype=self.compute_dtype,
+            remat=self.remat,
+            attention=self.attention,
+        )
 
     def eval_step(self, params: Any, token_bytes_V: Array, batch: Batch) -> Metrics:
         """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""

@@ -49,6 +49,13 @@ def test_a_missing_gpu_is_one_line_and_the_cpu_steps_in() -> None:
     assert (here.spec.micro_batch, here.spec.loss_chunk, here.spec.remat) == (2, 64, "block")
 
 
+def test_a_kernel_for_gpus_is_refused_on_a_cpu() -> None:
+    with pytest.raises(RefusedError, match="attention=cudnn: a kernel for GPUs"):
+        claim(HardwareSpec(device="cpu", attention="cudnn", compilation_cache=None))
+    # But a profile for a GPU goes on without it where there is none, as it goes on without the GPU.
+    assert claim(H100.replace(attention="cudnn")).spec.attention == "xla"
+
+
 def test_flags_of_a_device_that_is_not_there_are_not_set() -> None:
     claim(H100)
     assert os.environ["XLA_FLAGS"] == "--xla_dump_max_hlo_modules=9"
@@ -162,6 +169,20 @@ class TestOnAGPU:
     def test_auto_computes_in_bfloat16(self) -> None:
         here = claim(HardwareSpec(compilation_cache=None))
         assert (here.note, here.spec.compute_dtype) == (None, "bfloat16")
+
+    @pytest.mark.parametrize(("devices", "kernel"), [(1, "flash"), (2, "cudnn")])
+    def test_auto_takes_a_kernel_for_attention(
+        self, devices: int, kernel: str, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(jax, "devices", lambda f=jax.devices: f() * 2)
+        here = claim(HardwareSpec(data_parallel=devices, compilation_cache=None))
+        assert here.spec.attention == kernel
+
+    def test_kernels_that_cannot_work_are_refused(self) -> None:
+        spec = HardwareSpec(attention="flash", compute_dtype="float32", compilation_cache=None)
+        with pytest.raises(RefusedError, match="for bfloat16, and hardware"):
+            claim(spec)
+        assert claim(spec.replace(attention="auto")).spec.attention == "xla"
 
     def test_auto_does_not_overrule_the_user(self) -> None:
         here = claim(HardwareSpec(compute_dtype="float32", compilation_cache=None))

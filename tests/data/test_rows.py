@@ -174,10 +174,31 @@ def test_padded_rows_use_the_smallest_bucket(spec_of):
 
 def test_group_by_length_leaves_no_row_out():
     length = np.random.default_rng(0).integers(1, 65, 333)
-    table = group_by_length(length, [8, 32, 64], 10)
-    rows = np.concatenate([table.rows(n, 10) for n in range(len(table))])
+    buckets, rooms = [8, 32, 64], np.array([40, 10, 5])
+    table = group_by_length(length, buckets, rooms)
+    rows = [table.rows(n, rooms[table.bucket[n]]) for n in range(len(table))]
+    rows = np.concatenate(rows)
     assert sorted(rows[rows != EMPTY]) == list(range(333))
-    assert len(table) == sum(-(-n // 10) for n in np.bincount(np.searchsorted([8, 32, 64], length)))
+    counts = np.bincount(np.searchsorted(buckets, length))
+    assert len(table) == sum(-(-counts // rooms))
+
+
+def test_batches_of_about_as_many_tokens(spec_of):
+    """As many positions in every batch, each row once, and hosts that share it out."""
+    settings = {"buckets": [8, 24], "batch_by": "tokens"}
+    spec = spec_of(random_texts(400), PaddedSpec, **settings)
+    data, hosts = spec.build(seed=1), [spec.build(1, host, 2) for host in range(2)]
+    seen = Counter()
+    for n, batch in enumerate(epoch(data)):
+        rows, width = batch["tokens"].shape
+        assert rows == {8: 32, 24: 8, 64: 4}[width]  # 4 x 64 positions; 24 fits into 64 twice
+        seen.update(tuple(row) for inputs, row in segments(batch))
+        shares = [host.batch(n)["tokens"] for host in hosts]
+        np.testing.assert_array_equal(np.concatenate(shares), batch["tokens"])
+    by_rows = spec_of(random_texts(400), PaddedSpec, buckets=[8, 24]).build(seed=1)
+    assert seen == Counter(tuple(row) for b in epoch(by_rows) for _, row in segments(b))
+    assert len(list(epoch(data))) < len(list(epoch(by_rows)))
+    assert sum(len(b["tokens"]) for b in held_out(data)) % 4 == 0
 
 
 def test_a_held_out_set_smaller_than_a_batch(spec_of):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llm.models.attention import TokenIndex, attention, attention_to_cache, visible
+from llm.models.flash_attention import flash_attention
 
 
 def to_cache(q, k, v, index: TokenIndex):
@@ -43,6 +44,10 @@ def packed(B: int, T: int, seed: int = 0) -> TokenIndex:
         (attention, 3, 1, 128),
         (attention, 4, 4, 129),
         (to_cache, 6, 2, 300),
+        (flash_attention, 4, 4, 5),
+        (flash_attention, 6, 2, 300),
+        (flash_attention, 3, 1, 128),
+        (flash_attention, 4, 4, 129),
     ],
 )
 def test_packed_rows(attend, N: int, K: int, T: int) -> None:

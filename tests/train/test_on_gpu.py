@@ -1,11 +1,15 @@
 """What runs on a GPU: lowered for one here, and run on one where there is one.
 
-`LERNAEAN_TEST_PLATFORM=cuda pytest -m gpu` on a machine with a GPU runs the second half.
+`LERNAEAN_TEST_PLATFORM=cuda,cpu pytest -m gpu` on a machine with a GPU runs the second half.
 """
+
+import re
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from test_step import MODEL, batch, parts
 
 from llm.generate.rows import Plan, decode, empty_rows
@@ -38,6 +42,42 @@ def test_generation_lowers_for_cuda(model) -> None:
     )
     text = trace.lower(lowering_platforms=("cuda",)).as_text()
     assert "stablehlo.while" in text and "bf16" in text
+
+
+@pytest.fixture
+def an_h100(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What JAX asks about the card when it lowers kernels, answered."""
+    for check in ("check_compute_capability", "is_cuda_compute_capability_equal"):
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda least: least == "9.0")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    if jax.__version_info__ < (0, 11):
+        yield
+        return
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), auto, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
+@pytest.mark.usefixtures("an_h100")
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # jax 0.12
+@pytest.mark.parametrize(
+    ("attention", "call", "each"),
+    [("flash", "triton", 3), ("cudnn", "__cudnn$fmha", 2)],  # calls per layer, both ways
+)
+def test_the_step_contains_the_attention_kernel(attention: str, call: str, each: int) -> None:
+    T = 48
+    model = MODEL.replace(max_seq_len=T)
+    stepper, factory = parts(model, compute_dtype="bfloat16", attention=attention)
+    rows = {name: np.resize(x, (2, T)) for name, x in batch().items()}
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), factory.template)
+    trace = jax.jit(stepper.train_step, donate_argnums=0).trace(state, rows)
+    text = trace.lower(lowering_platforms=("cuda",)).as_text()
+    calls = [line for line in text.splitlines() if "custom_call" in line and call in line]
+    assert len(calls) == each * model.n_layers
+    scores = re.findall(rf"tensor<[0-9x]*{T}x{T}xf32>", text)
+    assert not scores  # a kernel keeps them to itself
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
         "grad_clip": 1.0,
         "ema_decay": None,
         "remat": "none",
+        "attention": "xla",
         "freeze": (),
     } | changes
     stepper = Stepper(
