@@ -27,12 +27,14 @@ def questions(plans: Sequence[Rows], limit: int) -> list[Question]:
         plans: the rows.
         limit: at most so many, drawn from all sources; always the same ones.
     """
-    pieces = [(plan, number) for plan in plans for number in range(len(plan.start))]
+    ends = np.cumsum([len(plan.start) for plan in plans])
     found: list[Question] = []
-    for place in permutation(len(pieces), _QUESTIONS):
+    for place in permutation(int(ends[-1]), _QUESTIONS):
         if len(found) == limit:
             break
-        question = _last_answer(*pieces[place])
+        source = int(np.searchsorted(ends, place, side="right"))
+        # Counted from the end of its plan: a negative index.
+        question = _last_answer(plans[source], int(place - ends[source]))
         if question is not None:
             found.append(question)
     return found
