@@ -44,7 +44,8 @@ def ours(folder: Path, rows: str) -> list[str]:
         f"data={rows}", "data.source=jsonl", f"data.path={folder}/chats.jsonl",
         f"data.seq_len={LENGTH}", f"data.batch_size={ROWS}", f"trainer.steps={STEPS}",
         "model.lora.rank=16", "model.lora.targets=[query,key,value,out]", "eval.batches=1",
-        "samples.every=null", "trainer.schedule.warmup_steps=1", "trainer.questions=0", "tracker.mode=disabled",
+        "samples.every=null", "trainer.schedule.warmup_steps=1", "trainer.questions=0",
+        "tracker.mode=disabled",
         f"hydra.run.dir={folder}/run",
     ]  # fmt: skip
     return [sys.executable, str(ROOT / "launch" / "main.py"), *words]

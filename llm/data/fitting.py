@@ -38,7 +38,7 @@ def fit(cache: TokenCache, spans: Spans, seq_len: int, too_long: str) -> tuple[S
         shift = np.where(long, excess, 0) if too_long == "cut_left" else 0
         spans = Spans(spans.start + shift, np.minimum(spans.length, seq_len))
     useful = trained_targets(cache, spans) > 0
-    counts = Counter({"too long": int(long.sum()), "nothing to train": int((~useful).sum())})
+    counts = Counter(too_long=int(long.sum()), nothing_to_train=int((~useful).sum()))
     return Spans(spans.start[useful], spans.length[useful]), counts
 
 

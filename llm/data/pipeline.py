@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +164,20 @@ def build_data(
         tokenizer = tokenizer.with_special_tokens(chat.new_tokens)
     caches = [tokenise(source, tokenizer, cache_dir) for source in sources]
     split = split_documents(caches, spec.eval_fraction)
+    left_out: list[dict[str, int]] = [{} for _ in caches]
     if chat is not None:
-        split = Split(
-            [_fit(*pair, spec.seq_len, chat) for pair in zip(caches, split.train, strict=True)],
-            [
-                fit(cache, spans, spec.seq_len, chat.too_long)[0]
-                for cache, spans in zip(caches, split.held_out, strict=True)
-            ],
-        )
+        fitted = [
+            fit(cache, spans, spec.seq_len, chat.too_long)
+            for cache, spans in zip(caches, split.train, strict=True)
+        ]
+        for cache, before, (after, counts) in zip(caches, split.train, fitted, strict=True):
+            _tell_what_fits(cache.meta["source"], len(before.start), after, counts, spec, chat)
+        held_out_spans = [
+            fit(cache, spans, spec.seq_len, chat.too_long)[0]
+            for cache, spans in zip(caches, split.held_out, strict=True)
+        ]
+        left_out = [dict(counts) for _, counts in fitted]
+        split = Split([spans for spans, _ in fitted], held_out_spans)
 
     train = _plan(spec, caches, split.train)
     held_out = _plan(spec, caches, split.held_out)
@@ -191,8 +197,9 @@ def build_data(
                 "cache": cache.fingerprint,
                 "weight": weight,
                 **{key: cache.meta[key] for key in ("documents", "tokens", "bytes", "skipped")},
+                **counts,
             }
-            for cache, weight in zip(caches, weights, strict=True)
+            for cache, weight, counts in zip(caches, weights, left_out, strict=True)
         ],
         "train": _count(train, split.train, spec.seq_len),
         "eval": _count(held_out, split.held_out, spec.seq_len),
@@ -202,32 +209,36 @@ def build_data(
     return data
 
 
-def _fit(cache: TokenCache, spans: Spans, seq_len: int, chat: ChatSettings) -> Spans:
-    """Training spans that fit, with a word on those that do not.
+def _tell_what_fits(
+    name: str,
+    count: int,
+    spans: Spans,
+    counts: Mapping[str, int],
+    spec: DataSpec,
+    chat: ChatSettings,
+) -> None:
+    """A word on training conversations that do not fit, or have nothing to train.
 
     Raises:
         RefusedError: nothing is left.
     """
-    name = cache.meta["source"]
-    fitting, counts = fit(cache, spans, seq_len, chat.too_long)
-    if counts["too long"]:
+    if counts["too_long"]:
         logger.warning(
             "{}: {:,} of {:,} conversations are longer than data.seq_len={} "
             "(trainer.too_long={})",
-            name, counts["too long"], len(spans.start), seq_len, chat.too_long,
+            name, counts["too_long"], count, spec.seq_len, chat.too_long,
         )  # fmt: skip
-    if counts["nothing to train"]:
+    if counts["nothing_to_train"]:
         logger.warning(
             "{}: left out {:,} conversations with nothing to train", name,
-            counts["nothing to train"],
+            counts["nothing_to_train"],
         )  # fmt: skip
-    if not len(fitting.start):
+    if not len(spans.start):
         raise RefusedError(
-            f"{name}: no conversation has anything to train: {len(spans.start)} read, "
-            f"{counts['too long']} longer than data.seq_len={seq_len} "
+            f"{name}: no conversation has anything to train: {count} read, "
+            f"{counts['too_long']} longer than data.seq_len={spec.seq_len} "
             f"(trainer.too_long={chat.too_long}), trainer.loss_on={chat.loss_on}"
         )
-    return fitting
 
 
 def _plan(spec: DataSpec, caches: Sequence[TokenCache], spans: Sequence[Spans]) -> list[Rows]:

@@ -158,7 +158,7 @@ class Origin:
             return model.replace(vocab_size=spec_from_json(self._begun["model"]).vocab)
         if self._pretrained is not None:
             theirs = self._pretrained.spec
-            _check_same(model, theirs, self._source)
+            check_same(model, theirs, self._source)
             own = self._pretrained.tokenizer.vocab_size
             if own > theirs.vocab:
                 raise RefusedError(
@@ -206,7 +206,7 @@ class Origin:
         return {**self._pretrained.lineage, "vocab": self._pretrained.spec.vocab}, weights
 
 
-def _check_same(model: ModelSpec, theirs: ModelSpec, source: str) -> None:
+def check_same(model: ModelSpec, theirs: ModelSpec, source: str) -> None:
     """Refuse weights of another model, with the words that would make the model theirs."""
     if type(model) is not type(theirs):
         raise RefusedError(
@@ -216,9 +216,14 @@ def _check_same(model: ModelSpec, theirs: ModelSpec, source: str) -> None:
     if model.vocab_size not in (None, theirs.vocab):
         raise RefusedError(f"{source}: say model.vocab_size={theirs.vocab} (or null)")
     words = [
-        f"model.{field.name}={getattr(theirs, field.name)}"
+        f"model.{field.name}={_value(theirs, field.name)}"
         for field in dataclasses.fields(theirs)
-        if field.name not in _FREE and getattr(model, field.name) != getattr(theirs, field.name)
+        if field.name not in _FREE and _value(model, field.name) != _value(theirs, field.name)
     ]
     if words:
         raise RefusedError(f"{source}: is a model of another shape; say {' '.join(words)}")
+
+
+def _value(model: ModelSpec, field: str) -> object:
+    """A field of the model; a head's width as a number even where it follows from others."""
+    return model.head_size if field == "head_dim" else getattr(model, field)

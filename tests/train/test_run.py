@@ -15,9 +15,11 @@ from llm.data.loader import Loader
 from llm.data.specs import TokenizerSpec
 from llm.hub.checkpoints import Checkpoints, checkpoint_folder
 from llm.hub.sources import find_checkpoint
+from llm.models.specs import LlamaSpec
 from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
+from llm.train.origin import check_same
 from llm.train.run import run
 from llm.train.specs import AdamWSpec
 from llm.train.step import Stepper
@@ -318,6 +320,14 @@ def test_init_from_another_shape_is_refused(experiment, tmp_path: Path) -> None:
     wider = experiment().model.replace(d_model=32)
     with pytest.raises(RefusedError, match=r"of another shape; say model.d_model=16$"):
         run(experiment(model=wider, init_from=str(tmp_path / "parent")), tmp_path / "child")
+
+
+def test_the_width_of_a_head_may_be_said_or_follow() -> None:
+    model = LlamaSpec(d_model=32, n_heads=4, n_kv_heads=2, vocab_size=64)
+    check_same(model, model.replace(head_dim=8), "here")
+    check_same(model.replace(head_dim=8), model, "here")
+    with pytest.raises(RefusedError, match=r"say model.head_dim=4$"):
+        check_same(model, model.replace(head_dim=4), "here")
 
 
 def test_no_held_out_documents(experiment, tmp_path: Path) -> None:
