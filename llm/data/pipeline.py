@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +164,9 @@ def build_data(
         tokenizer = tokenizer.with_special_tokens(chat.new_tokens)
     caches = [tokenise(source, tokenizer, cache_dir) for source in sources]
     split = split_documents(caches, spec.eval_fraction)
-    left_out: list[dict[str, int]] = [{} for _ in caches]
+    unfit: list[dict[str, int]] = [{} for _ in caches]
     if chat is not None:
-        fitted = [
-            fit(cache, spans, spec.seq_len, chat.too_long)
-            for cache, spans in zip(caches, split.train, strict=True)
-        ]
-        for cache, before, (after, counts) in zip(caches, split.train, fitted, strict=True):
-            _tell_what_fits(cache.meta["source"], len(before.start), after, counts, spec, chat)
-        held_out_spans = [
-            fit(cache, spans, spec.seq_len, chat.too_long)[0]
-            for cache, spans in zip(caches, split.held_out, strict=True)
-        ]
-        left_out = [dict(counts) for _, counts in fitted]
-        split = Split([spans for spans, _ in fitted], held_out_spans)
-
+        split, unfit = _fit_rows(spec, chat, caches, split)
     train = _plan(spec, caches, split.train)
     held_out = _plan(spec, caches, split.held_out)
     shard = Shard.of(spec.batch_size, shard_index, shard_count)
@@ -189,56 +177,64 @@ def build_data(
         batches = PackedBatches(train, stream, shard, spec.seq_len)
     else:
         batches = PaddedBatches(train, stream, buckets, seed)
-    fingerprint = {
-        "tokenizer": tokenizer.fingerprint,
-        "sources": [
-            {
-                "name": cache.meta["source"],
-                "cache": cache.fingerprint,
-                "weight": weight,
-                **{key: cache.meta[key] for key in ("documents", "tokens", "bytes", "skipped")},
-                **counts,
-            }
-            for cache, weight, counts in zip(caches, weights, left_out, strict=True)
-        ],
+    counts = {
         "train": _count(train, split.train, spec.seq_len),
         "eval": _count(held_out, split.held_out, spec.seq_len),
     }
+    sources_read = [
+        {
+            "name": cache.meta["source"],
+            "cache": cache.fingerprint,
+            "weight": weight,
+            **{key: cache.meta[key] for key in ("documents", "tokens", "bytes", "skipped")},
+            **why,
+        }
+        for cache, weight, why in zip(caches, weights, unfit, strict=True)
+    ]
+    fingerprint = {"tokenizer": tokenizer.fingerprint, "sources": sources_read, **counts}
     data = Data(spec, tokenizer, batches, EvalBatches(held_out, buckets), fingerprint)
     logger.info("data: {}", data.describe())
+    if spec.eval_fraction and counts["eval"]["trained"] < spec.batch_size * spec.seq_len // 8:
+        logger.warning(
+            "Only {:,} tokens are held out, a small part of a batch: eval/loss will be rough "
+            "(data.eval_fraction={}).", counts["eval"]["trained"], spec.eval_fraction,
+        )  # fmt: skip
     return data
 
 
-def _tell_what_fits(
-    name: str,
-    count: int,
-    spans: Spans,
-    counts: Mapping[str, int],
-    spec: DataSpec,
-    chat: ChatSettings,
-) -> None:
-    """A word on training conversations that do not fit, or have nothing to train.
+def _fit_rows(
+    spec: DataSpec, chat: ChatSettings, caches: Sequence[TokenCache], split: Split
+) -> tuple[Split, list[dict[str, int]]]:
+    """Conversations cut to rows, and for each source how many did not fit or train nothing.
 
     Raises:
-        RefusedError: nothing is left.
+        RefusedError: a source has nothing left to train on.
     """
-    if counts["too_long"]:
-        logger.warning(
-            "{}: {:,} of {:,} conversations are longer than data.seq_len={} "
-            "(trainer.too_long={})",
-            name, counts["too_long"], count, spec.seq_len, chat.too_long,
-        )  # fmt: skip
-    if counts["nothing_to_train"]:
-        logger.warning(
-            "{}: left out {:,} conversations with nothing to train", name,
-            counts["nothing_to_train"],
-        )  # fmt: skip
-    if not len(spans.start):
-        raise RefusedError(
-            f"{name}: no conversation has anything to train: {count} read, "
-            f"{counts['too_long']} longer than data.seq_len={spec.seq_len} "
-            f"(trainer.too_long={chat.too_long}), trainer.loss_on={chat.loss_on}"
-        )
+    train, held_out, unfit = [], [], []
+    for cache, spans, held_out_spans in zip(caches, *split, strict=True):
+        name = cache.meta["source"]
+        fitting, counts = fit(cache, spans, spec.seq_len, chat.too_long)
+        if counts["too_long"]:
+            logger.warning(
+                "{}: {:,} of {:,} conversations are longer than data.seq_len={} "
+                "(trainer.too_long={})",
+                name, counts["too_long"], len(spans.start), spec.seq_len, chat.too_long,
+            )  # fmt: skip
+        if counts["nothing_to_train"]:
+            logger.warning(
+                "{}: left out {:,} conversations with nothing to train", name,
+                counts["nothing_to_train"],
+            )  # fmt: skip
+        if not len(fitting.start):
+            raise RefusedError(
+                f"{name}: no conversation has anything to train: {len(spans.start)} read, "
+                f"{counts['too_long']} longer than data.seq_len={spec.seq_len} "
+                f"(trainer.too_long={chat.too_long}), trainer.loss_on={chat.loss_on}"
+            )
+        train.append(fitting)
+        held_out.append(fit(cache, held_out_spans, spec.seq_len, chat.too_long)[0])
+        unfit.append(dict(counts))
+    return Split(train, held_out), unfit
 
 
 def _plan(spec: DataSpec, caches: Sequence[TokenCache], spans: Sequence[Spans]) -> list[Rows]:

@@ -3,7 +3,8 @@
 The scores of a block of queries and a block of keys live in registers only (Dao 2023,
 FlashAttention-2). Blocks of keys that lie wholly in other documents are not visited, so that a row
 of many short documents costs what the documents cost, and queries that share a key/value head read
-it once per block of the backward pass: nothing is repeated.
+it once per block of the backward pass: nothing is repeated. Heads may be up to 256 wide on Hopper,
+and up to 128 on Ampere, whose shared memory is smaller.
 
 B batch, T tokens, N query heads, K key/value heads, G = N / K, H head width.
 """

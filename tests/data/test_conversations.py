@@ -380,6 +380,7 @@ def test_nothing_to_train_is_left_out_and_counted(build, messages):
     empty = {"messages": [{"role": "user", "content": "Hello?"}]}
     data = build([empty, *RECORDS[:20], {**empty, "messages": empty["messages"] * 2}])
     assert any("left out 2 conversations with nothing to train" in line for line in messages)
+    assert data.fingerprint["sources"][0]["nothing_to_train"] == 2
     assert all(any(mask) for _, mask in documents(data, 5))
     silent = [{"messages": [{"role": "user", "content": "?" * n}]} for n in range(1, 4)]
     with pytest.raises(RefusedError, match=r"no conversation has anything to train: 3 read"):
