@@ -36,7 +36,8 @@ def main(cfg: DictConfig) -> None:
         if machine.note:
             logger.warning(machine.note)
         if spec.adapter:
-            export_adapter(open_source(spec.checkpoint), out, dtype=spec.dtype)
+            source = open_source(spec.checkpoint)
+            export_adapter(source, out, dtype=spec.dtype, repo=spec.push)
         else:
             model = load(spec.checkpoint)
             export(

@@ -23,10 +23,10 @@ inputs = tokenizer.apply_chat_template(
 """
 _USAGE = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}
 
 tokenizer = AutoTokenizer.from_pretrained("{where}")
-model = AutoModelForCausalLM.from_pretrained("{where}")
+model = {kind}.from_pretrained("{where}")
 {inputs}\
 ids = model.generate(**inputs, max_new_tokens=64, pad_token_id=tokenizer.eos_token_id)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))
@@ -44,24 +44,61 @@ def model_card(
         certificate: see `llm.hub.certificate.certify`.
         repo: `org/name` of the model on the hub; without one, the usage is for this folder.
     """
-    spec, lineage = pretrained.spec, pretrained.lineage
-    run = _run(lineage)
-    inputs = _PLAIN if pretrained.chat_template is None else _CHAT
+    parent = pretrained.lineage.get("source", pretrained.source)
+    head = _head(pretrained.lineage, "transformers", parent)
+    sentence = _sentence(pretrained.spec, certificate)
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    usage = _usage(pretrained, repo, imports, "AutoModelForCausalLM")
+    return _card(pretrained, repo, head, sentence, usage, _checks(certificate))
+
+
+def adapter_card(
+    pretrained: Pretrained, config: Mapping[str, Any], *, repo: str | None = None
+) -> str:
+    """The same for adapters alone.
+
+    Args:
+        pretrained: the run's model.
+        config: the content of adapter_config.json.
+        repo: `org/name` of the adapters on the hub.
+    """
+    base = config["base_model_name_or_path"]
+    elsewhere = "hf:" if not Path(base).exists() else ""
+    head = _head(pretrained.lineage, "peft", f"{elsewhere}{base}")
+    sentence = (
+        f"Low-rank adapters (rank {config['r']}, alpha {config['lora_alpha']:g}) on "
+        f"{', '.join(config['target_modules'])} of `{base}`."
+    )
+    imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
+    usage = _usage(pretrained, repo, imports, "AutoPeftModelForCausalLM")
+    return _card(pretrained, repo, head, sentence, usage)
+
+
+def _card(
+    pretrained: Pretrained, repo: str | None, head: str, sentence: str, usage: str, checks: str = ""
+) -> str:
+    run = _run(pretrained.lineage)
     sections = [
-        _head(lineage, pretrained.source),
-        f"# {(repo or spec.name).rpartition('/')[2]}\n\n{_sentence(spec, certificate)}\n",
-        f"## Usage\n\n{_where(repo)}{_USAGE.format(where=repo or '.', inputs=inputs)}",
+        head,
+        f"# {(repo or pretrained.spec.name).rpartition('/')[2]}\n\n{sentence}\n",
+        usage,
         _results(run.get("result", {})),
         _origin(pretrained, run.get("run", {})),
-        _checks(certificate),
+        checks,
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _head(lineage: Mapping[str, Any], source: str) -> str:
+def _usage(pretrained: Pretrained, repo: str | None, imports: str, kind: str) -> str:
+    inputs = _PLAIN if pretrained.chat_template is None else _CHAT
+    code = _USAGE.format(where=repo or ".", inputs=inputs, imports=imports, kind=kind)
+    return f"## Usage\n\n{_where(repo)}{code}"
+
+
+def _head(lineage: Mapping[str, Any], library: str, parent: str) -> str:
     """The metadata: YAML, of which JSON is a part."""
     facts: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["jax", "lernaean"],
     }
@@ -69,7 +106,6 @@ def _head(lineage: Mapping[str, Any], source: str) -> str:
         facts["license"] = lineage["licence"]
     if lineage.get("licence_name"):
         facts["license_name"] = lineage["licence_name"]
-    parent = lineage.get("source", source)
     if parent.startswith("hf:"):
         facts["base_model"] = parent.removeprefix("hf:").partition("@")[0]
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items()]

@@ -13,8 +13,9 @@ from llm.core.spec import RefusedError, spec_from_json
 from llm.hub.checkpoints import read_checkpoint_meta, read_checkpoint_weights
 from llm.hub.export import check_out, finished_or_gone
 from llm.hub.hf_config import hf_config
+from llm.hub.model_card import adapter_card
 from llm.hub.pretrained import Pretrained
-from llm.hub.tokenizer_files import write_json
+from llm.hub.tokenizer_files import write_json, write_tokenizer
 from llm.hub.weight_names import weight_table
 from llm.hub.weight_table import to_stored
 from llm.models.lora import adapter_shapes
@@ -26,14 +27,15 @@ _THEIR_NAMES = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
 
 def export_adapter(
-    pretrained: Pretrained, folder: Path, *, dtype: str = "float32"
+    pretrained: Pretrained, folder: Path, *, dtype: str = "float32", repo: str | None = None
 ) -> dict[str, Any]:
-    """Write adapter_config.json and adapter_model.safetensors.
+    """Write adapter_config.json, adapter_model.safetensors, the tokenizer and a model card.
 
     Args:
         pretrained: a run of ours that was trained with adapters.
         folder: must not exist, or be empty.
         dtype: type of the stored weights, `float32` or `bfloat16`.
+        repo: `org/name` under which the adapters can be had, for the card.
 
     Returns:
         The configuration.
@@ -64,6 +66,9 @@ def export_adapter(
     }
     with finished_or_gone(folder) as unfinished:
         write_json(unfinished / "adapter_config.json", config)
+        write_tokenizer(pretrained, unfinished)
+        card = adapter_card(pretrained, config, repo=repo)
+        (unfinished / "README.md").write_text(card, "utf-8")
         save_file(tensors, unfinished / WEIGHTS, metadata={"format": "pt"})
         (unfinished / WEIGHTS).chmod(0o644)  # the library's files are readable by their owner only
     logger.info("{}: {} tensors in {}.", folder, len(tensors), dtype)

@@ -153,7 +153,11 @@ def test_peft_files(base: Path, tuned: Path, tmp_path: Path) -> None:
         "bias": "none", "modules_to_save": None, "init_lora_weights": True,
     }  # fmt: skip
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert files - tokenizer == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert 'library_name: "peft"' in card and "rank 2, alpha 16" in card
+    assert "| eval/loss | final |" in card  # what the run measured
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(tensors) == 6
@@ -220,6 +224,8 @@ def test_peft_computes_the_same(name: str, experiment, tmp_path: Path) -> None:
     with torch.no_grad():
         got = theirs(torch.tensor(IDS)).logits.numpy()
     np.testing.assert_allclose(got, lm.logits(IDS), atol=1e-4, rtol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    assert tokenizer("def f", add_special_tokens=False).input_ids == lm.tokenizer.encode("def f")
     assert np.abs(got - llm.load(str(tmp_path / "base")).logits(IDS)).max() > 1e-3
 
 
