@@ -63,8 +63,8 @@ def adapter_card(
         repo: `org/name` of the adapters on the hub.
     """
     base = config["base_model_name_or_path"]
-    elsewhere = "hf:" if not Path(base).exists() else ""
-    head = _head(pretrained.lineage, "peft", f"{elsewhere}{base}")
+    on_the_hub = ":" not in base and not Path(base).exists()
+    head = _head(pretrained.lineage, "peft", f"hf:{base}" if on_the_hub else base)
     sentence = (
         f"Low-rank adapters (rank {config['r']}, alpha {config['lora_alpha']:g}) on "
         f"{', '.join(config['target_modules'])} of `{base}`."
