@@ -25,7 +25,8 @@ from llm.core.spec import RefusedError
 from llm.data.digests import digest, digest_files
 from llm.data.formats import Document, Format, PlainText
 from llm.data.specs import DocumentsSpec
-from llm.data.tasks.registry import TASKS, tasks
+from llm.data.tasks import reasoning_gym
+from llm.data.tasks.registry import kinds, tasks
 
 _EXAMPLES = 5
 _TASKS = 20_000  # where `max_documents` names no number
@@ -310,11 +311,11 @@ class HuggingFace(Source):
 
 
 class Tasks(Source):
-    """Questions made up by rule, with their answers; nothing is downloaded."""
+    """Questions made up by rule, by us or by reasoning-gym, with answers; nothing is downloaded."""
 
     def __init__(self, spec: DocumentsSpec, cache_dir: Path, format: Format) -> None:
         super().__init__(spec, cache_dir, format)
-        self._names = [spec.path] if spec.path else list(TASKS)
+        self._names = kinds(spec.path)
         self._count = spec.max_documents or _TASKS
         tasks(self._names, self._count)  # refuses a name that there is not
         format.columns(["messages", "text"], self.name)
@@ -326,7 +327,10 @@ class Tasks(Source):
 
     def _identity(self) -> Sequence[object]:
         files = sorted(Path(tasks_package.__path__[0]).glob("*.py"))  # another rule, other tasks
-        return [self._names, self._count, digest_files(files, self._cache_dir)]
+        rules = [digest_files(files, self._cache_dir)]
+        if self._names[0].startswith(reasoning_gym.PREFIX):
+            rules.append(reasoning_gym.version())
+        return [self._names, self._count, *rules]
 
     def _read(self, skipped: Skipped) -> Iterator[Document]:
         for number, task in enumerate(tasks(self._names, self._count)):

@@ -31,7 +31,8 @@ class DocumentsSpec(Spec):
     source: str = knob("stdlib", "kind of source", choices=SOURCES)
     path: str | None = knob(
         None,
-        "file, folder or glob; hf: a dataset's name or local folder; task: one kind, null: all",
+        "file, folder or glob; hf: a dataset's name or local folder; task: one kind, "
+        "reasoning_gym/PATTERN, or null: all of our own",
     )
     text_field: str = knob("text", "jsonl, parquet, hf: the field that holds a document's text")
     config: str | None = knob(None, "hf: name of the dataset's configuration")

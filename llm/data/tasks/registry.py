@@ -6,7 +6,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from llm.core.spec import RefusedError
-from llm.data.tasks import arithmetic, dates, letters, number_lists, stories, units, word_lists
+from llm.data.tasks import (
+    arithmetic,
+    dates,
+    letters,
+    number_lists,
+    reasoning_gym,
+    stories,
+    units,
+    word_lists,
+)
 from llm.data.tasks.task import Task
 
 TASKS: dict[str, Callable[[random.Random], Task]] = {
@@ -52,12 +61,27 @@ TASKS: dict[str, Callable[[random.Random], Task]] = {
 _PATIENCE = 1000
 
 
+def kinds(path: str | None) -> list[str]:
+    """The kinds that a `data.path` names: one of `TASKS`, all of them (None), or reasoning-gym's.
+
+    Raises:
+        RefusedError: reasoning-gym has none such that can be used, or is not installed.
+    """
+    if path is None:
+        return list(TASKS)
+    return reasoning_gym.kinds(path) if path.startswith(reasoning_gym.PREFIX) else [path]
+
+
 def make(name: str, number: int) -> Task:
     """Item `number` of a kind: the same on every machine and every Python from 3.11 on.
 
+    (Kinds of reasoning-gym are the same for the same version of it, see `version` there.)
+
     Raises:
-        RefusedError: there is no such kind.
+        RefusedError: there is no such kind, or it cannot be used.
     """
+    if name.startswith(reasoning_gym.PREFIX):
+        return reasoning_gym.make(name, number)
     if name not in TASKS:
         raise _unknown(name)
     # The text as one integer: seeding mixes all of its bytes, so neighbouring numbers give
@@ -106,7 +130,9 @@ def _take_turns(names: list[str], count: int) -> Iterator[Task]:
 
 def _check(names: Sequence[str]) -> None:
     for name in names:
-        if name not in TASKS:
+        if name.startswith(reasoning_gym.PREFIX):
+            reasoning_gym.check(name)
+        elif name not in TASKS:
             raise _unknown(name)
     if not names or len(set(names)) < len(names):
         raise RefusedError(
@@ -116,4 +142,6 @@ def _check(names: Sequence[str]) -> None:
 
 
 def _unknown(name: str) -> RefusedError:
-    return RefusedError(f"tasks={name}: no such kind of task. There are {', '.join(TASKS)}")
+    return RefusedError(
+        f"tasks={name}: no such kind of task. There are {', '.join(TASKS)}, and reasoning_gym/*"
+    )

@@ -14,7 +14,7 @@ class Task:
     Args:
         question: plain text; it says in which form the answer is wanted where that is not obvious.
         answer: the short, canonical form of the only right answer.
-        name: the kind of task, a key of `TASKS`.
+        name: the kind of task, a key of `TASKS` or one of reasoning-gym's.
         any_case: an answer in other upper and lower case letters is right too.
     """
 
