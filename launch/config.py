@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from launch.help import explained_keys, option_groups
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
-from llm.data.specs import PackedSpec, PaddedSpec
+from llm.data.specs import DocumentsSpec, PackedSpec, PaddedSpec
 from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
@@ -238,13 +238,10 @@ class RefuseEarly(Callback):
 def _check_what_is_there(experiment: ExperimentSpec) -> None:
     """What specs alone cannot tell: are files and device there, is the optimizer known to optax?"""
     for source in experiment.data.sources:
-        if source.source in ("text", "jsonl", "parquet") and source.path is not None:
-            from llm.data.sources import find_files
-
-            try:
-                find_files(source.path, None)
-            except RefusedError as error:
-                raise RefusedError(f"data.{error}") from None
+        try:
+            _check_source(source)
+        except RefusedError as error:
+            raise RefusedError(f"data.{error}") from None
     optimizer = experiment.trainer.optimizer
     if isinstance(optimizer, OptaxSpec):
         from llm.train.optimizers import find_optax
@@ -262,3 +259,17 @@ def _check_what_is_there(experiment: ExperimentSpec) -> None:
 
 
 register()
+
+
+def _check_source(source: DocumentsSpec) -> None:
+    if source.source in ("text", "jsonl", "parquet") and source.path is not None:
+        from llm.data.file_sources import find_files
+
+        find_files(source.path, None)
+    if source.source == "task":
+        from llm.data.tasks.registry import kinds, tasks
+
+        try:
+            tasks(kinds(source.path), 1)
+        except RefusedError as error:
+            raise RefusedError(f"path={source.path}: {error}") from None

@@ -55,6 +55,16 @@ class HardwareSpec(Spec):
         bad = [flag for flag in self.xla_flags if not flag.startswith("--xla_")]
         if bad:
             raise RefusedError(f"xla_flags={bad[0]}: expected flags that begin with --xla_")
+        if self.attention in ("cudnn", "flash"):
+            problem = None
+            if self.device == "cpu":
+                problem = "a kernel for GPUs, and device=cpu"
+            elif self.compute_dtype == "float32":
+                problem = "a kernel for bfloat16, and compute_dtype=float32"
+            elif self.attention == "flash" and self.devices > 1:
+                problem = f"a kernel for one device, and here are {self.devices}"
+            if problem:
+                raise RefusedError(f"attention={self.attention}: {problem}; try auto")
 
     @property
     def devices(self) -> int:

@@ -137,6 +137,10 @@ def claim(spec: HardwareSpec) -> Machine:
         problem = "no GPU (or no CUDA build of JAX) here"
         spec = make_do(spec, problem, "the CPU", device="cpu", **_NOT_OF_THIS_DEVICE)
         on_gpu = False
+    if spec.attention in ("cudnn", "flash") and not on_gpu:
+        raise RefusedError(
+            f"hardware.attention={spec.attention}: a kernel for GPUs, and here is none; try auto"
+        )
     _set_xla_flags(spec.xla_flags)
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
@@ -156,8 +160,6 @@ def claim(spec: HardwareSpec) -> Machine:
         fast = "flash" if spec.devices == 1 else "cudnn"
         fits = on_gpu and spec.compute_dtype == "bfloat16"
         spec = spec.replace(attention=fast if fits else "xla")
-    elif spec.attention != "xla":
-        _check_attention(spec, on_gpu)
     if spec.compilation_cache is not None:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,19 +174,6 @@ def gpu_expected() -> bool:
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     has_plugin = any(importlib.util.find_spec(name) for name in plugins)
     return has_plugin and Path("/proc/driver/nvidia").exists()
-
-
-def _check_attention(spec: HardwareSpec, on_gpu: bool) -> None:
-    """A kernel that cannot work here is refused, not replaced."""
-    problem = None
-    if not on_gpu:
-        problem = "a kernel for GPUs, and this is a CPU"
-    elif spec.compute_dtype != "bfloat16":
-        problem = f"a kernel for bfloat16, and hardware.compute_dtype={spec.compute_dtype}"
-    elif spec.attention == "flash" and spec.devices > 1:
-        problem = f"a kernel for one device, and here are {spec.devices}"
-    if problem:
-        raise RefusedError(f"hardware.attention={spec.attention}: {problem}; try auto")
 
 
 _flags_in_force: tuple[str, ...] | None = None

@@ -17,7 +17,7 @@ from loguru import logger
 from llm.core.spec import RefusedError
 from llm.data.build_once import build_once
 from llm.data.digests import digest
-from llm.data.sources import Skipped, Source
+from llm.data.source import Skipped, Source
 from llm.data.specs import TokenizerSpec
 from llm.data.tokenizer import Tokenizer
 

@@ -26,7 +26,7 @@ from llm.core.spec import RefusedError
 from llm.data.build_once import build_once
 from llm.data.digests import digest
 from llm.data.formats import Document, Format
-from llm.data.sources import Skipped, Source
+from llm.data.source import Skipped, Source
 from llm.data.tokenizer import Tokenizer
 
 _FORMAT = 2

@@ -51,7 +51,13 @@ def test_a_missing_gpu_is_one_line_and_the_cpu_steps_in() -> None:
 
 def test_a_kernel_for_gpus_is_refused_on_a_cpu() -> None:
     with pytest.raises(RefusedError, match="attention=cudnn: a kernel for GPUs"):
-        claim(HardwareSpec(device="cpu", attention="cudnn", compilation_cache=None))
+        claim(HardwareSpec(attention="cudnn", compilation_cache=None))
+    with pytest.raises(RefusedError, match="attention=flash: a kernel for GPUs, and device=cpu"):
+        HardwareSpec(device="cpu", attention="flash")
+    with pytest.raises(RefusedError, match="for one device, and here are 4"):
+        HardwareSpec(attention="flash", fsdp=4)
+    with pytest.raises(RefusedError, match="for bfloat16, and compute_dtype=float32"):
+        HardwareSpec(attention="flash", compute_dtype="float32")
     # But a profile for a GPU goes on without it where there is none, as it goes on without the GPU.
     assert claim(H100.replace(attention="cudnn")).spec.attention == "xla"
 
@@ -175,14 +181,9 @@ class TestOnAGPU:
         self, devices: int, kernel: str, monkeypatch
     ) -> None:
         monkeypatch.setattr(jax, "devices", lambda f=jax.devices: f() * 2)
-        here = claim(HardwareSpec(data_parallel=devices, compilation_cache=None))
-        assert here.spec.attention == kernel
-
-    def test_kernels_that_cannot_work_are_refused(self) -> None:
-        spec = HardwareSpec(attention="flash", compute_dtype="float32", compilation_cache=None)
-        with pytest.raises(RefusedError, match="for bfloat16, and hardware"):
-            claim(spec)
-        assert claim(spec.replace(attention="auto")).spec.attention == "xla"
+        spec = HardwareSpec(data_parallel=devices, compilation_cache=None)
+        assert claim(spec).spec.attention == kernel
+        assert claim(spec.replace(compute_dtype="float32")).spec.attention == "xla"
 
     def test_auto_does_not_overrule_the_user(self) -> None:
         here = claim(HardwareSpec(compute_dtype="float32", compilation_cache=None))

@@ -12,7 +12,8 @@ from data_corpora import held_out, random_texts
 from llm.data.packing import best_fit_decreasing, cut_to_length
 from llm.data.padding import group_by_length
 from llm.data.rows import EMPTY, Rows, collate
-from llm.data.sources import Skipped, open_source
+from llm.data.source import Skipped
+from llm.data.sources import open_source
 from llm.data.specs import PackedSpec, PaddedSpec
 from llm.data.split import Spans
 

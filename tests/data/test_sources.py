@@ -8,7 +8,8 @@ import pytest
 
 from llm.core.spec import RefusedError
 from llm.data.digests import digest_files
-from llm.data.sources import Skipped, open_source
+from llm.data.source import Skipped
+from llm.data.sources import open_source
 from llm.data.specs import SourceSpec
 
 

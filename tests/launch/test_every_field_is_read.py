@@ -27,7 +27,8 @@ from launch.help import CONF
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
-from llm.data.sources import Skipped, open_source
+from llm.data.source import Skipped
+from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.report.specs import TrackerSpec

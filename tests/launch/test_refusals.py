@@ -57,6 +57,10 @@ OURS = {
     "hardware.compute_dtype=fp8": (
         "hardware.compute_dtype=fp8: expected one of auto, float32, bfloat16"
     ),
+    "hardware.attention=flash hardware=cpu": (
+        "hardware.attention=flash: a kernel for GPUs, and device=cpu; try auto"
+    ),
+    "data.source=task data.path=sums": "data.path=sums: tasks=sums: no such kind of task",
     "hardware.xla_flags=[foo]": "hardware.xla_flags=foo: expected flags that begin with --xla_",
     "model=llama_tiny model.n_kv_heads=5 model.n_heads=8": (
         "model.n_kv_heads=5: must divide n_heads=8"
