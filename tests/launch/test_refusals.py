@@ -60,7 +60,6 @@ OURS = {
     "hardware.attention=flash hardware=cpu": (
         "hardware.attention=flash: a kernel for GPUs, and device=cpu; try auto"
     ),
-    "data.source=task data.path=sums": "data.path=sums: tasks=sums: no such kind of task",
     "hardware.xla_flags=[foo]": "hardware.xla_flags=foo: expected flags that begin with --xla_",
     "model=llama_tiny model.n_kv_heads=5 model.n_heads=8": (
         "model.n_kv_heads=5: must divide n_heads=8"
@@ -96,6 +95,7 @@ OURS = {
 }
 # Known before anything is created too, but not from the specs alone.
 HERE = {
+    "data.source=task data.path=sums": "data.path=sums: tasks=sums: no such kind of task",
     "init_from=nonsense": "init_from=nonsense: no such folder; expected a run folder, a checkpoint",
     "init_from=last:grpo": "init_from=last:grpo: no run of trainer grpo with a checkpoint in",
     "init_from=gguf:nowhere.gguf": "init_from=gguf:nowhere.gguf: no such file or folder",
