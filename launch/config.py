@@ -216,7 +216,8 @@ def start_logging() -> None:
     from llm.report.terminal import setup_logging
 
     setup_logging()
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for library in ("absl", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class RefuseEarly(Callback):

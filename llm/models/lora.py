@@ -2,6 +2,11 @@
 
 LoRA (Hu et al. 2021) learns y = x W + scale (x A) B with W frozen, A [in, r] and B [r, out]. B
 starts at zero, so that a model begins as what it was. rsLoRA (Kalajdzievski 2023) is another scale.
+
+The frozen base is kept in the compute type, not in fewer bits (QLoRA, Dettmers et al. 2023). Of
+what was tried with qwix 0.1.8: its nf4 cannot be saved by Orbax (no uint4 there), and with plain
+differentiation every layer's dequantised matrix is kept for the backward pass, so that int8 took
+more memory than it saved until the product got a gradient of its own that dequantises again.
 """
 
 from __future__ import annotations
