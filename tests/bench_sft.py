@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROWS, LENGTH, STEPS, WARM, ROUNDS = 8, 256, 16, 6, 3
+ROWS, LENGTH, STEPS, WARM, ROUNDS = 8, 256, 10, 4, 2
 ROOT = Path(__file__).parent.parent
 
 

@@ -66,6 +66,8 @@ class Loop:
     eval_every: int
     save_every: int
     sample_every: int | None
+    sample_first: bool
+    """Sample before the first step too: from weights that can do something already."""
     progress: Progress = field(default_factory=Progress)
     saved: int | None = None
     """Step of the newest checkpoint."""
@@ -126,7 +128,8 @@ class Loop:
     def _sample_if_due(self, step: int, state: TrainState) -> None:
         if self.sample is None or self.sample_every is None or self.stop():
             return
-        due = (step > 0 and step % self.sample_every == 0) or step == self.total
+        due = step % self.sample_every == 0 and (step > 0 or self.sample_first)
+        due = due or step == self.total
         if not due or self.progress.sampled == step:
             return
         with self._pause("sample"):

@@ -332,6 +332,7 @@ class _Run:
             eval_every=experiment.eval.every,
             save_every=experiment.checkpoint.every,
             sample_every=experiment.samples.every,
+            sample_first=parent is not None,
             progress=progress,
             saved=restored.step if restored else None,
         )

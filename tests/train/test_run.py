@@ -305,6 +305,17 @@ def test_init_from_brings_its_tokenizer(experiment, tmp_path: Path) -> None:
         run(experiment(data=named, init_from=str(tmp_path / "parent")), tmp_path / "refused")
 
 
+def test_weights_that_know_something_are_sampled_first(experiment, tmp_path: Path) -> None:
+    samples = SamplesSpec(every=4, prompts=["x"], max_new_tokens=2)
+    steps = {"steps": 8}
+    run(experiment(samples=samples, trainer=steps), tmp_path / "parent")
+    child = experiment(samples=samples, trainer=steps, init_from=str(tmp_path / "parent"))
+    run(child, tmp_path / "child")
+    for name, expected in (("parent", [4, 8]), ("child", [0, 4, 8])):
+        files = (tmp_path / name / "samples").glob("step-*.txt")
+        assert sorted(int(path.stem[5:]) for path in files) == expected
+
+
 def test_init_from_the_first_of_several_that_is_there(experiment, tmp_path: Path) -> None:
     run(experiment(), tmp_path / "parent")
     sources = [str(tmp_path / "nowhere"), str(tmp_path / "parent")]
