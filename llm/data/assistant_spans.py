@@ -48,13 +48,15 @@ class AssistantSpans:
         if rendered.assistant_spans is None:
             return text, [self._derive(text, messages, i, variables) for i in wanted]
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        spans = dict(zip(turns, rendered.assistant_spans, strict=False))
-        if len(turns) != len(rendered.assistant_spans):
+        parts = [Span(*part) for part in rendered.assistant_spans]
+        if len(parts) > len(turns) and list(wanted) == turns:
+            return text, parts  # some templates mark what a turn ends with on its own
+        if len(parts) != len(turns):
             raise RefusedError(
-                f"the chat template marks {len(rendered.assistant_spans)} parts for {len(turns)} "
-                "assistant turns; expected one {% generation %} part for each"
+                f"the chat template marks {len(parts)} parts for {len(turns)} assistant turns; "
+                "expected one {% generation %} part for each"
             )
-        return text, [Span(*spans[i]) for i in wanted]
+        return text, [part for turn, part in zip(turns, parts, strict=True) if turn in wanted]
 
     def prompt_length(self, messages: Messages, text: str, variables: Mapping[str, Any]) -> int:
         """Characters of `text` that come before the answer to `messages`.

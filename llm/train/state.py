@@ -61,7 +61,10 @@ class StateFactory:
         return self._begin(self._drawn(lambda name: True))
 
     def from_weights(self, params: Any) -> TrainState:
-        """Given weights, everything else at its start; without adapters, these begin afresh."""
+        """Given weights, everything else at its start; without adapters, these begin afresh.
+
+        The arrays become the state's, and are gone with it after the first step.
+        """
         if self.model.lora.rank:
             params = joined(self._drawn(is_adapter), params)
         return self._begin(params)

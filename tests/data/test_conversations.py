@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from chat_templates import CHATML, FORGETFUL, HEADERS, INST, TAGGED, untagged
@@ -67,6 +69,10 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def theirs(tokenizer: Tokenizer) -> Any:
+    return as_theirs(tokenizer)
+
+
+def as_theirs(tokenizer: Tokenizer) -> Any:
     from tokenizers import Tokenizer as Inner
     from transformers import PreTrainedTokenizerFast
 
@@ -114,6 +120,33 @@ def test_derived_spans_are_those_of_the_tags(tokenizer, name: str, case: str):
     without = encode(tokenizer, record, untagged(TAGGED[name]))
     assert without.tokens.tolist() == with_tags.tokens.tolist()
     assert without.trained.tolist() == with_tags.trained.tolist()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama3", "qwen2_5", "qwen3", "phi3", "gemma3", "cohere", "deepseekv3", "gptoss", "lfm2"],
+)
+def test_templates_in_use(tokenizer: Tokenizer, name: str):
+    """Those of well-known models, as TRL has marked them for training."""
+    path = importlib.resources.files("trl") / "chat_templates" / f"{name}_training.jinja"
+    template = path.read_text()
+    extended = tokenizer.with_special_tokens(tuple(special_names(template)))
+    peer, compared = as_theirs(extended), 0
+    for messages in CONVERSATIONS.values():
+        try:
+            expected = peer.apply_chat_template(
+                messages, chat_template=template, tokenize=True, return_dict=True,
+                return_assistant_tokens_mask=True,
+            )  # fmt: skip
+        except (jinja2.TemplateError, TypeError):  # not every template takes every conversation
+            with pytest.raises(RefusedError):
+                encode(extended, {"messages": messages}, template)
+            continue
+        encoded = encode(extended, {"messages": messages}, template)
+        assert encoded.tokens.tolist() == expected["input_ids"]
+        assert encoded.trained.astype(int).tolist() == expected["assistant_masks"]
+        compared += 1
+    assert compared >= 4
 
 
 @pytest.mark.parametrize("name", TAGGED)
