@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -113,7 +114,9 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 def test_every_field_of_every_spec_is_read(
     composed_generation, experiment, tiny_words, tmp_path: Path, trained_run: Path, monkeypatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", MagicMock())
+    # Other libraries look whether it is installed: it has a spec, as modules have.
+    wandb = MagicMock(__spec__=ModuleSpec("wandb", None))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(f'{{"body": "{i} def return self = 1"}}\n' for i in range(40)))
     runs = [

@@ -154,7 +154,7 @@ def test_answers_held_out_questions(sft, tmp_path: Path) -> None:
     trainer = {"steps": 120, "questions": 100}
     run(sft(samples=samples, trainer=trainer, data={"eval_fraction": 0.4}), tmp_path / "run")
     scores = [e["eval/exact_match"] for e in events(tmp_path / "run") if "eval/exact_match" in e]
-    assert len(scores) == 2
+    assert len(scores) == 3 and scores[0] < scores[-1]  # before training, on the way, at the end
     text = (tmp_path / "run" / "samples" / "step-000120.txt").read_text()
     asked = text.count("--- reference")
     assert text.count("--- completion") == asked + 1
