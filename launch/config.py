@@ -259,9 +259,6 @@ def _check_what_is_there(experiment: ExperimentSpec) -> None:
         claim(experiment.hardware)
 
 
-register()
-
-
 def _check_source(source: DocumentsSpec) -> None:
     if source.source in ("text", "jsonl", "parquet") and source.path is not None:
         from llm.data.file_sources import find_files
@@ -274,3 +271,6 @@ def _check_source(source: DocumentsSpec) -> None:
             tasks(kinds(source.path), 1)
         except RefusedError as error:
             raise RefusedError(f"path={source.path}: {error}") from None
+
+
+register()

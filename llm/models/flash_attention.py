@@ -64,18 +64,10 @@ def _flash_forward(
     q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments_BT: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     B, T, N, H = q_BTNH.shape
-    G = N // k_BTKH.shape[2]
-    first, _ = _reach(segments_BT)
     out_BTNH, log_sum_BNT = _call(
         _forward_kernel,
         (T // _BLOCK, N, B),
-        [
-            (first, (None, None), lambda i, n, b: (b, i)),
-            (segments_BT, (None, T), lambda i, n, b: (b, 0)),
-            (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
-            (k_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-            (v_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-        ],
+        _by_queries(q_BTNH, k_BTKH, v_BTKH, segments_BT),
         [
             (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
             (jax.ShapeDtypeStruct((B, N, T), jnp.float32), (None, None, _BLOCK),
@@ -90,7 +82,7 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
-    first, last = _reach(segments_BT)
+    _, last = _reach(segments_BT)
     # The sum over keys of weight x d(weight), from the output alone.
     product = d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)
     delta_BNT = product.sum(-1).swapaxes(1, 2)
@@ -98,11 +90,7 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
         _queries_kernel,
         (T // _BLOCK, N, B),
         [
-            (first, (None, None), lambda i, n, b: (b, i)),
-            (segments_BT, (None, T), lambda i, n, b: (b, 0)),
-            (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
-            (k_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-            (v_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+            *_by_queries(q_BTNH, k_BTKH, v_BTKH, segments_BT),
             (d_out_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
             (log_sum_BNT, (None, None, _BLOCK), lambda i, n, b: (b, n, i)),
             (delta_BNT, (None, None, _BLOCK), lambda i, n, b: (b, n, i)),
@@ -142,6 +130,20 @@ def _reach(segments_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B I"], Int[Array
     end = jnp.roll(new, -1, axis=1) | (places == T - 1)
     ends_BT = jax.lax.cummin(jnp.where(end, places, T), axis=1, reverse=True)
     return starts_BT[:, ::_BLOCK] // _BLOCK, ends_BT[:, _BLOCK - 1 :: _BLOCK] // _BLOCK
+
+
+def _by_queries(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments_BT: Array) -> list[Any]:
+    """What a kernel reads that goes by blocks of queries, over the grid [T / block, N, B]."""
+    T, N, H = q_BTNH.shape[1:]
+    G = N // k_BTKH.shape[2]
+    first, _ = _reach(segments_BT)
+    return [
+        (first, (None, None), lambda i, n, b: (b, i)),
+        (segments_BT, (None, T), lambda i, n, b: (b, 0)),
+        (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
+        (k_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+        (v_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+    ]
 
 
 def _call(kernel: Any, grid: tuple[int, ...], inputs: list[Any], outputs: list[Any]) -> Any:
