@@ -7,16 +7,17 @@ with another count of workers and still see the same batches.
 
 from __future__ import annotations
 
-import concurrent.futures
 import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
+import queue
 import signal
 import sys
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,23 +43,23 @@ class Loader:
         self._batches = batches
         self._workers = workers
         self._next = 0
-        self._running: list[Any] = []  # grain's iterator, while there is one
+        self._readers: list[_Reader] = []  # one while it reads, else none
         # Also runs at the interpreter's exit, where grain by itself fails noisily.
-        weakref.finalize(self, _stop, self._running)
+        weakref.finalize(self, _stop, self._readers)
 
     def __iter__(self) -> Loader:
         return self
 
     def __next__(self) -> Batch:
         """The next batch: int32 [B, T] arrays, see `llm.data.rows.collate`."""
-        if self._running:
-            batch = next(self._running[0])
-        else:
-            self._running.append(_iterate(self._batches, self._next, self._workers))
-            batch = (_first if self._workers else next)(self._running[0])
-        self._next += 1
-        # Workers hand over shared memory that grain takes back; a copy is ours for good.
-        return {name: np.array(array) for name, array in batch.items()}
+        while True:
+            if not self._readers:
+                self._readers.append(_Reader(self._batches, self._next, self._workers))
+            index, batch = self._readers[0].read()
+            if index == self._next:
+                self._next += 1
+                return batch
+            self.close()  # Ctrl-C struck between a batch's arrival and here: read it again
 
     def cursor(self) -> dict[str, int]:
         """Where the loader is, as JSON data for a checkpoint: batches that were handed out."""
@@ -78,7 +79,59 @@ class Loader:
 
     def close(self) -> None:
         """Stop reading ahead; a later `next` starts again from the same place."""
-        _stop(self._running)
+        _stop(self._readers)
+
+
+class _Reader:
+    """Grain's iterator, on a thread of its own.
+
+    Python raises KeyboardInterrupt in the main thread only, wherever that is. Inside of grain it
+    would leave queues half read, and what waits for them would wait for ever. A SimpleQueue is the
+    one thing to wait for that it does not break.
+    """
+
+    def __init__(self, batches: Batches, first: int, workers: int) -> None:
+        # The first spawn would start this process, and unblock the signal in passing.
+        multiprocessing.resource_tracker.ensure_running()
+        self._iterate = partial(_iterate, batches, first, workers)
+        self._index = first
+        self._iterator: Any = None
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[tuple[int, Batch] | Exception] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+
+    def read(self) -> tuple[int, Batch]:
+        """Number and arrays of the next batch."""
+        self._wanted.put(True)
+        result = self._read.get()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Finish the read under way, then end all threads and processes."""
+        self._wanted.put(False)
+        self._thread.join()
+
+    def _run(self) -> None:
+        # Grain starts its worker processes here, and they inherit what blocks Ctrl-C: the terminal
+        # sends it to every process, and only the main one should answer.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while self._wanted.get():
+            try:
+                if self._iterator is None:
+                    self._iterator = self._iterate()
+                batch = next(self._iterator)
+            except Exception as error:
+                self._read.put(error)
+                continue
+            # Workers hand over shared memory that grain takes back; a copy is ours for good.
+            copies = {name: np.array(array) for name, array in batch.items()}
+            self._read.put((self._index, copies))
+            self._index += 1
+        if self._iterator is not None:
+            self._iterator.close()
 
 
 class _From:
@@ -110,33 +163,11 @@ def _iterate(batches: Batches, first: int, workers: int) -> Any:
     return iter(dataset)
 
 
-def _stop(running: list[Any]) -> None:
-    """Close grain's iterator and let go of all of it: its parts refer to each other."""
-    if running:
-        running.pop().close()
+def _stop(readers: list[_Reader]) -> None:
+    """Close and let go of grain's iterator: its parts refer to each other."""
+    if readers:
+        readers.pop().close()
         gc.collect()
-
-
-def _first(iterator: Any) -> Batch:
-    """The first batch, from a thread that Ctrl-C does not reach.
-
-    Grain starts its worker processes here, and they inherit what blocks the signal: the terminal
-    sends Ctrl-C to every process, and only the main one should answer.
-    """
-    result: concurrent.futures.Future[Batch] = concurrent.futures.Future()
-
-    # The first spawn would start this process, and unblock the signal in passing.
-    multiprocessing.resource_tracker.ensure_running()
-
-    def start() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            result.set_result(next(iterator))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=start, name="start-loader", daemon=True).start()
-    return result.result()
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -75,7 +75,7 @@ def test_the_cursor_is_grains_state(spec_of):
     loader = spec_of(random_texts(20)).build(seed=0).batches()
     for _ in range(5):
         next(loader)
-    assert loader._running[0].get_state() == loader.cursor()
+    assert loader._readers[0]._iterator.get_state() == loader.cursor()
     loader.close()
     with pytest.raises(RefusedError, match="expected"):
         loader.restore({"step": 3})
@@ -219,3 +219,48 @@ def test_workers_end_with_their_parent(spec_of, tmp_path, how):
     assert not any(map(is_running, workers))
     if how == signal.SIGINT:
         assert (out, err, process.returncode) == ("stopped\n", "", 0)
+
+
+INTERRUPTED = """
+import json, random, signal, sys
+import numpy as np
+from llm.core.spec import spec_from_json
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+if __name__ == "__main__":
+    data = spec_from_json(json.loads(sys.argv[1])).build(seed=0)
+    loader = data.batches()
+    next(loader)
+    signal.signal(signal.SIGALRM, interrupt)
+    struck, read = 0, 1
+    while struck < 60:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
+            batch = next(loader)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            struck += 1
+            continue
+        number = loader.cursor()["next_index"] - 1
+        # An interrupt after the batch was handed out, and before it was ours, costs that batch.
+        assert read <= number <= read + struck, (read, number)
+        assert all(np.array_equal(batch[k], v) for k, v in data.batch(number).items())
+        read += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    loader.close()
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_at_any_moment_breaks_nothing(spec_of, tmp_path, workers):
+    spec = spec_of(random_texts(60), workers=workers)
+    script = tmp_path / "run.py"
+    script.write_text(INTERRUPTED)
+    subprocess.run(
+        [sys.executable, str(script), json.dumps(spec.to_json())],
+        check=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "LOGURU_LEVEL": "ERROR"},
+    )
