@@ -122,16 +122,17 @@ class _Reader:
             try:
                 if self._iterator is None:
                     self._iterator = self._iterate()
-                batch = next(self._iterator)
+                self._read.put((self._index, _copied(next(self._iterator))))
+                self._index += 1
             except Exception as error:
                 self._read.put(error)
-                continue
-            # Workers hand over shared memory that grain takes back; a copy is ours for good.
-            copies = {name: np.array(array) for name, array in batch.items()}
-            self._read.put((self._index, copies))
-            self._index += 1
         if self._iterator is not None:
             self._iterator.close()
+
+
+def _copied(batch: Batch) -> Batch:
+    """Workers hand over shared memory that grain takes back; a copy is ours for good."""
+    return {name: np.array(array) for name, array in batch.items()}
 
 
 class _From:
