@@ -28,10 +28,15 @@ class TokenIndex(NamedTuple):
     A query sees a key if both are of one segment and the key's position is not after its own.
     Segment 0 is padding. This is all there is to masking: packed rows have several segments,
     padded rows one, a cache marks its filled slots as segment 1.
+
+    A segment may branch: several continuations of one beginning. What is of branch 0, the
+    beginning, is seen by all; what is of another branch only by its own.
     """
 
     segments: Int[Array, "B T"]
     positions: Int[Array, "B T"]
+    branches: Int[Array, "B T"] | None = None
+    """None: no segment branches."""
 
 
 Attention = Callable[[Array, Array, Array, TokenIndex], Array]
@@ -42,7 +47,11 @@ def visible(queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:
     """Which key each query sees. Made inside the jitted step, never stored."""
     same_segment = queries.segments[:, :, None] == keys.segments[:, None, :]
     not_after = keys.positions[:, None, :] <= queries.positions[:, :, None]
-    return same_segment & not_after
+    seen = same_segment & not_after
+    if queries.branches is not None and keys.branches is not None:
+        branch_B1S = keys.branches[:, None, :]
+        seen &= (branch_B1S == 0) | (branch_B1S == queries.branches[:, :, None])
+    return seen
 
 
 def attention(
@@ -57,7 +66,7 @@ def attention(
 
     Args:
         q_BTNH, k_BTKH, v_BTKH: queries, keys, values; K divides N.
-        index: see `TokenIndex`. Positions must grow along the row within each segment, since keys
+        index: see `TokenIndex`. What a query sees must not come after it in the row, since keys
             after a block of queries are not looked at.
     """
     block = max(_SMALLEST_BLOCK, -(-q_BTNH.shape[1] // _MOST_BLOCKS))
@@ -154,7 +163,7 @@ def _blocks(block: int, T: int) -> list[tuple[int, int]]:
 def _scores(q_BKGTH: Array, k_BKTH: Array, index: TokenIndex, first: int, last: int) -> Array:
     """Masked fp32 scores of one block of queries."""
     scores = _multiply_transposed(q_BKGTH[:, :, :, first:last], k_BKTH[:, :, :last])
-    block, seen = (TokenIndex(*(x[:, a:last] for x in index)) for a in (first, 0))
+    block, seen = (jax.tree.map(lambda x, a=a: x[:, a:last], index) for a in (first, 0))
     return scores + _hidden(block, seen)
 
 

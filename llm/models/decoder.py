@@ -63,6 +63,7 @@ class Decoder(nnx.Module):
         *,
         segment_ids_BT: Int[Array, "B T"] | None = None,
         positions_BT: Int[Array, "B T"] | None = None,
+        branch_ids_BT: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         dropout_keys_B: Key[Array, " B"] | None = None,
         embedding_noise_BTD: Float[Array, "B T D"] | None = None,
@@ -75,6 +76,8 @@ class Decoder(nnx.Module):
                 With a cache: 1 for new tokens, 0 for padding, padding after the tokens.
             positions_BT: place of each token in its document; 0, 1, 2, ... if left out. With a
                 cache they follow from the cache's lengths and must be left out.
+            branch_ids_BT: continuation of its document that each token belongs to, 0 is what they
+                all begin with; no document branches if left out. Not with a cache.
             cache: what the rows have seen before.
             dropout_keys_B: one key per row switches dropout on.
             embedding_noise_BTD: added to the embedded tokens; not with a cache.
@@ -94,24 +97,27 @@ class Decoder(nnx.Module):
             x_BTD = self.embed(tokens_BT, positions_BT)
             if embedding_noise_BTD is not None:
                 x_BTD += embedding_noise_BTD.astype(x_BTD.dtype)
-            return self._trunk(x_BTD, segment_ids_BT, positions_BT, dropout_keys_B), None
+            index = TokenIndex(segment_ids_BT, positions_BT, branch_ids_BT)
+            return self._trunk(x_BTD, index, dropout_keys_B), None
         if positions_BT is not None:
             raise ValueError(
                 "positions_BT: with a cache they follow from its lengths; leave it out"
             )
-        if embedding_noise_BTD is not None:
-            raise ValueError("embedding_noise_BTD: for training, not with a cache; leave it out")
+        for name, value in (
+            ("embedding_noise_BTD", embedding_noise_BTD),
+            ("branch_ids_BT", branch_ids_BT),
+        ):
+            if value is not None:
+                raise ValueError(f"{name}: for whole rows, not with a cache; leave it out")
         return self._cached_trunk(tokens_BT, segment_ids_BT, cache)
 
     def _trunk(
         self,
         x_BTD: Float[Array, "B T D"],
-        segment_ids_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
+        index: TokenIndex,
         dropout_keys_B: Key[Array, " B"] | None,
     ) -> Float[Array, "B T D"]:
-        index = TokenIndex(segment_ids_BT, positions_BT)
-        extras = self.block_arguments(positions_BT)
+        extras = self.block_arguments(index.positions)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             return self.attention(q, k, v, index)

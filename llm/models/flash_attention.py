@@ -24,6 +24,7 @@ from llm.models.attention import TokenIndex
 
 _BLOCK = 64  # queries and keys that meet at a time
 _HIDDEN = -1e30
+_BRANCHES = 1 << 12  # of one document, at most
 _LOG2_E = 1.4426950408889634  # the kernels work with powers of 2: the GPU has an instruction
 
 
@@ -37,7 +38,8 @@ def flash_attention(
 
     Args:
         q_BTNH, k_BTKH, v_BTKH: queries, keys, values; K divides N.
-        index: see `TokenIndex`. The tokens of a document must be neighbours, as in packed rows.
+        index: see `TokenIndex`. The tokens of a document must be neighbours, as in packed rows,
+            and so must those of a branch, up to 4095 of which come after the beginning.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     more, wider = -T % _BLOCK, _power_of_two(H) - H
@@ -45,9 +47,13 @@ def flash_attention(
     def padded(x_BTNH: Array) -> Array:
         return jnp.pad(x_BTNH, ((0, 0), (0, more), (0, 0), (0, wider)))
 
-    segments_BT = jnp.pad(index.segments, ((0, 0), (0, more)))
+    # Document and branch in one number: its beginning has the number of its branch 0.
+    groups_BT = index.segments * _BRANCHES
+    if index.branches is not None:
+        groups_BT += index.branches
+    groups_BT = jnp.pad(groups_BT, ((0, 0), (0, more)))
     q, k, v = padded(q_BTNH * H**-0.5), padded(k_BTKH), padded(v_BTKH)
-    return _flash(q, k, v, segments_BT)[:, :T, :, :H]
+    return _flash(q, k, v, groups_BT)[:, :T, :, :H]
 
 
 def _power_of_two(n: int) -> int:
@@ -56,33 +62,33 @@ def _power_of_two(n: int) -> int:
 
 
 @jax.custom_vjp
-def _flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments_BT: Array) -> Array:
-    return _flash_forward(q_BTNH, k_BTKH, v_BTKH, segments_BT)[0]
+def _flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, groups_BT: Array) -> Array:
+    return _flash_forward(q_BTNH, k_BTKH, v_BTKH, groups_BT)[0]
 
 
 def _flash_forward(
-    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments_BT: Array
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, groups_BT: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     B, T, N, H = q_BTNH.shape
     out_BTNH, log_sum_BNT = _call(
         _forward_kernel,
         (T // _BLOCK, N, B),
-        _by_queries(q_BTNH, k_BTKH, v_BTKH, segments_BT),
+        _by_queries(q_BTNH, k_BTKH, v_BTKH, groups_BT),
         [
             (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
             (jax.ShapeDtypeStruct((B, N, T), jnp.float32), (None, None, _BLOCK),
              lambda i, n, b: (b, n, i)),
         ],
     )  # fmt: skip
-    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, segments_BT, out_BTNH, log_sum_BNT)
+    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, groups_BT, out_BTNH, log_sum_BNT)
 
 
 def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array | None, ...]:
-    q_BTNH, k_BTKH, v_BTKH, segments_BT, out_BTNH, log_sum_BNT = saved
+    q_BTNH, k_BTKH, v_BTKH, groups_BT, out_BTNH, log_sum_BNT = saved
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
-    _, last = _reach(segments_BT)
+    _, last = _reach(groups_BT)
     # The sum over keys of weight x d(weight), from the output alone.
     product = d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)
     delta_BNT = product.sum(-1).swapaxes(1, 2)
@@ -90,7 +96,7 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
         _queries_kernel,
         (T // _BLOCK, N, B),
         [
-            *_by_queries(q_BTNH, k_BTKH, v_BTKH, segments_BT),
+            *_by_queries(q_BTNH, k_BTKH, v_BTKH, groups_BT),
             (d_out_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
             (log_sum_BNT, (None, None, _BLOCK), lambda i, n, b: (b, n, i)),
             (delta_BNT, (None, None, _BLOCK), lambda i, n, b: (b, n, i)),
@@ -102,7 +108,7 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
         (T // _BLOCK, K, B),
         [
             (last, (None, None), lambda j, k, b: (b, j)),
-            (segments_BT, (None, T), lambda j, k, b: (b, 0)),
+            (groups_BT, (None, T), lambda j, k, b: (b, 0)),
             (q_BTNH, (None, T, G, H), lambda j, k, b: (b, 0, k, 0)),
             (k_BTKH, (None, _BLOCK, None, H), lambda j, k, b: (b, j, k, 0)),
             (v_BTKH, (None, _BLOCK, None, H), lambda j, k, b: (b, j, k, 0)),
@@ -121,9 +127,10 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def _reach(segments_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
+def _reach(groups_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
     """For each of I blocks: the first of keys its queries see, the last of queries that see it."""
-    T = segments_BT.shape[1]
+    T = groups_BT.shape[1]
+    segments_BT = groups_BT // _BRANCHES
     places = jnp.arange(T, dtype=jnp.int32)
     new = segments_BT != jnp.roll(segments_BT, 1, axis=1)
     starts_BT = jax.lax.cummax(jnp.where(new | (places == 0), places, 0), axis=1)
@@ -132,14 +139,14 @@ def _reach(segments_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B I"], Int[Array
     return starts_BT[:, ::_BLOCK] // _BLOCK, ends_BT[:, _BLOCK - 1 :: _BLOCK] // _BLOCK
 
 
-def _by_queries(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments_BT: Array) -> list[Any]:
+def _by_queries(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, groups_BT: Array) -> list[Any]:
     """What a kernel reads that goes by blocks of queries, over the grid [T / block, N, B]."""
     T, N, H = q_BTNH.shape[1:]
     G = N // k_BTKH.shape[2]
-    first, _ = _reach(segments_BT)
+    first, _ = _reach(groups_BT)
     return [
         (first, (None, None), lambda i, n, b: (b, i)),
-        (segments_BT, (None, T), lambda i, n, b: (b, 0)),
+        (groups_BT, (None, T), lambda i, n, b: (b, 0)),
         (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
         (k_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
         (v_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
@@ -170,7 +177,7 @@ def _call(kernel: Any, grid: tuple[int, ...], inputs: list[Any], outputs: list[A
 
 
 def _forward_kernel(
-    first: Any, segments: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, log_sum_ref: Any
+    first: Any, groups: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, log_sum_ref: Any
 ) -> None:
     i = pl.program_id(0)
     q = q_ref[...]
@@ -178,7 +185,7 @@ def _forward_kernel(
     def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, largest, total = carry
         keys = pl.ds(j * _BLOCK, _BLOCK)
-        scores = _scores(q, k_ref[keys, :], segments, i, j)
+        scores = _scores(q, k_ref[keys, :], groups, i, j)
         new_largest = jnp.maximum(largest, scores.max(1))
         weights = jnp.exp2(scores - new_largest[:, None])
         shrink = jnp.exp2(largest - new_largest)
@@ -193,7 +200,7 @@ def _forward_kernel(
 
 
 def _queries_kernel(
-    first: Any, segments: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
+    first: Any, groups: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
     log_sum_ref: Any, delta_ref: Any, d_q_ref: Any,
 ) -> None:  # fmt: skip
     i = pl.program_id(0)
@@ -202,7 +209,7 @@ def _queries_kernel(
     def visit(j: Array, d_q: Array) -> Array:
         keys = pl.ds(j * _BLOCK, _BLOCK)
         k = k_ref[keys, :]
-        weights = jnp.exp2(_scores(q, k, segments, i, j) - log_sum[:, None])
+        weights = jnp.exp2(_scores(q, k, groups, i, j) - log_sum[:, None])
         d_weights = triton.dot(d_out, v_ref[keys, :], trans_b=True)
         d_scores = weights * (d_weights - delta[:, None])
         return d_q + triton.dot(d_scores.astype(k.dtype), k)
@@ -212,7 +219,7 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    last: Any, segments: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
+    last: Any, groups: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
     log_sum_ref: Any, delta_ref: Any, d_k_ref: Any, d_v_ref: Any,
 ) -> None:  # fmt: skip
     j = pl.program_id(0)
@@ -222,7 +229,7 @@ def _keys_kernel(
         d_k, d_v = carry
         queries = pl.ds(i * _BLOCK, _BLOCK)
         q, d_out = q_ref[queries, g, :], d_out_ref[queries, g, :]
-        scores = _scores(q, k, segments, i, j)
+        scores = _scores(q, k, groups, i, j)
         weights = jnp.exp2(scores - log_sum_ref[g, queries][:, None])
         d_weights = triton.dot(d_out, v, trans_b=True)
         d_scores = weights * (d_weights - delta_ref[g, queries][:, None])
@@ -235,9 +242,11 @@ def _keys_kernel(
     d_k_ref[...], d_v_ref[...] = (x.astype(d_k_ref.dtype) for x in carry)
 
 
-def _scores(q: Array, k: Array, segments: Any, i: Array, j: Array) -> Array:
+def _scores(q: Array, k: Array, groups: Any, i: Array, j: Array) -> Array:
     """Scores, as powers of 2, of block i of the queries against block j of the keys."""
     queries, keys = (n * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32) for n in (i, j))
-    same = segments[pl.ds(i * _BLOCK, _BLOCK)][:, None] == segments[pl.ds(j * _BLOCK, _BLOCK)]
+    of_query = groups[pl.ds(i * _BLOCK, _BLOCK)][:, None]
+    of_key = groups[pl.ds(j * _BLOCK, _BLOCK)]
+    same = (of_query == of_key) | (of_query & -_BRANCHES == of_key)
     seen = same & (queries[:, None] >= keys)
     return jnp.where(seen, triton.dot(q, k, trans_b=True) * _LOG2_E, _HIDDEN)

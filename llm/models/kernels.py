@@ -53,13 +53,15 @@ def cudnn_attention(
     odd = T % 2  # the backward pass wants an even number
     q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH))
     # The token that makes it even is a document of its own.
-    index = TokenIndex(*(jnp.pad(x, ((0, 0), (0, odd)), constant_values=-1) for x in index))
+    index = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, odd)), constant_values=-1), index)
     mask_B1TS = visible(index, index)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask_B1TS, implementation="cudnn")[:, :T]
 
 
 def check_kernel(name: str, model: ModelSpec, dtype: str) -> None:
-    """Compare a kernel with the plain form: packed rows, output and gradients, this model's heads.
+    """Compare a kernel with the plain form: output and gradients, with this model's heads.
+
+    The rows are packed, and their first document branches.
 
     Raises:
         RefusedError: it differs, or does not run here.
@@ -74,8 +76,12 @@ def check_kernel(name: str, model: ModelSpec, dtype: str) -> None:
 
     q, k, v, d_out = draw(N), draw(K), draw(K), draw(N)
     documents = np.repeat([1, 2, 3, 0], [T // 2, 5, T // 3, T - T // 2 - 5 - T // 3])
-    places = np.concatenate([np.arange((documents == d).sum()) for d in (1, 2, 3, 0)])
-    index = TokenIndex(*(jnp.tile(jnp.asarray(x, jnp.int32), (B, 1)) for x in (documents, places)))
+    branches = np.repeat([0, 1, 2, 0], [T // 4, T // 8, T // 2 - T // 4 - T // 8, T - T // 2])
+    lengths = [T // 4, T // 8, T // 2 - T // 4 - T // 8, *np.bincount(documents)[[2, 3, 0]]]
+    places = np.concatenate([np.arange(n) for n in lengths])
+    places += np.where(branches > 0, T // 4, 0)  # branches go on where the beginning ends
+    columns = (documents, places, branches)
+    index = TokenIndex(*(jnp.tile(jnp.asarray(x, jnp.int32), (B, 1)) for x in columns))
 
     @partial(jax.jit, static_argnums=0)
     def of(attend: Attention, *arrays: Array) -> list[Array]:

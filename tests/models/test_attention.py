@@ -36,6 +36,24 @@ def packed(B: int, T: int, seed: int = 0) -> TokenIndex:
     )
 
 
+def branched(B: int, T: int) -> TokenIndex:
+    """The same documents; after a third, each branches into several continuations."""
+    index = packed(B, T)
+    rng = np.random.default_rng(1)
+    branches = np.zeros((B, T), np.int32)
+    places = np.asarray(index.positions).copy()
+    for row, segments in enumerate(np.asarray(index.segments)):
+        for document in range(1, 6):
+            (where,) = np.nonzero(segments == document)
+            rest = where[len(where) // 3 :]
+            branches[row, rest] = np.sort(rng.integers(1, 5, len(rest)))
+            for branch in range(1, 5):
+                own = np.flatnonzero((segments == document) & (branches[row] == branch))
+                places[row, own] = len(where) // 3 + np.arange(len(own))
+    return index._replace(positions=jnp.asarray(places), branches=jnp.asarray(branches))
+
+
+@pytest.mark.parametrize("make", [packed, branched])
 @pytest.mark.parametrize(
     ("attend", "N", "K", "T"),
     [
@@ -50,13 +68,13 @@ def packed(B: int, T: int, seed: int = 0) -> TokenIndex:
         (flash_attention, 4, 4, 129),
     ],
 )
-def test_packed_rows(attend, N: int, K: int, T: int) -> None:
+def test_packed_rows(attend, N: int, K: int, T: int, make) -> None:
     B, H = 2, 8
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (B, T, N, H))
     k, v = (jax.random.normal(key, (B, T, K, H)) for key in keys[1:3])
     weight = jax.random.normal(keys[3], (B, T, N, H))
-    index = packed(B, T)
+    index = make(B, T)
 
     def ours(q, k, v):
         return jnp.vdot(attend(q, k, v, index), weight)
