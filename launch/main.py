@@ -20,7 +20,7 @@ from llm.train.stopping import StopSignal
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="main")
 def main(cfg: DictConfig) -> float | None:
-    """Run one job; the return value is what a sweeper minimises: the last held-out loss."""
+    """Run one job; the return value is what a sweeper minimises, see `Outcome.score`."""
     with StopSignal() as stop:  # first of all: the imports of a run take seconds
         outcome = _run(cfg, stop)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -52,7 +52,7 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         os._exit(0)
     if outcome.status == "stopped" and sweeping:
         raise SystemExit(0)  # a stop is meant for the whole sweep
-    return outcome.eval_loss
+    return outcome.score
 
 
 def program() -> None:

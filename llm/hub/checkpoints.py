@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from llm.core.spec import RefusedError
 from llm.models.parameter import named, nested
 
-_METRIC = "eval/loss"
+_METRIC = "score"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Checkpoints:
         Args:
             folder: usually `<run>/checkpoints`.
             keep: newest checkpoints that are kept.
-            keep_best: keep the one with the lowest `eval/loss` besides.
+            keep_best: keep the one with the lowest score besides.
         """
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         if keep_best:
@@ -61,23 +61,22 @@ class Checkpoints:
         """Steps that have a finished checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(
-        self, step: int, arrays: Any, meta: dict[str, Any], *, eval_loss: float | None
-    ) -> None:
+    def save(self, step: int, arrays: Any, meta: dict[str, Any], *, score: float | None) -> None:
         """Begin to save; returns as soon as the arrays are copied off the device.
 
         Args:
             step: optimizer steps done.
             arrays: pytree of arrays.
             meta: JSON data.
-            eval_loss: held-out loss at this step, if it was measured; decides which is best.
+            score: how bad the held-out metrics are at this step, if they were measured; the
+                checkpoint with the lowest is the best.
         """
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
             ),
-            metrics=None if eval_loss is None else {_METRIC: eval_loss},
+            metrics=None if score is None else {_METRIC: score},
             force=True,
         )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 from loguru import logger
@@ -19,17 +19,7 @@ from llm.train.compiled import Compiled
 from llm.train.state import TrainState
 from llm.train.step_report import DivergedError, StepReport
 from llm.train.stopping import StopRequestedError, StopSignal
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where batches come from."""
-
-    def __next__(self) -> Any:
-        """The next batch."""
-
-    def cursor(self) -> dict[str, Any]:
-        """JSON data from which the source can go on exactly here."""
+from llm.train.trainer import Source
 
 
 @dataclass
@@ -52,9 +42,10 @@ class Loop:
     place: Callable[[Any], Any]
     """Puts a host batch on the devices."""
     evaluate: Callable[[Any], dict[str, float]] | None
-    """Held-out metrics of some weights; None if nothing is held out."""
     sample: Callable[[Any, int], tuple[list[Sample], dict[str, float]]] | None
-    """Samples from some weights at some step, and metrics of them; None if none are wanted."""
+    """See `llm.train.trainer.Work`."""
+    score: Callable[[dict[str, float]], float | None]
+    """See `llm.train.trainer.Trainer`."""
     checkpoints: Checkpoints
     meta: dict[str, Any]
     """What a checkpoint says besides arrays, cursor and progress."""
@@ -92,7 +83,7 @@ class Loop:
                     break
                 try:
                     state = self._step(step, state, source)
-                except StopRequestedError:  # while compiling: the state is as it was
+                except StopRequestedError:  # before the step: the state is as it was
                     self._save(step, state, cursor)
                     break
         except Exception as error:
@@ -103,14 +94,15 @@ class Loop:
     def _step(self, step: int, state: TrainState, source: Source) -> TrainState:
         started = time.perf_counter()
         with self.ledger("data"):
-            batch = self.place(next(source))
+            drawn = source.next(state)
+            batch = self.place(drawn.batch)
         waited = time.perf_counter() - started
         if not self.train_step.ready(state, batch):
             with self._pause("compile"):
                 self.train_step.compile(state, batch)
         with self.ledger("train"):
             state, metrics = self.train_step(state, batch)
-            self.steps.push(step + 1, metrics, waited)  # looks at the step before
+            self.steps.push(step + 1, metrics, drawn.metrics, waited)  # looks at the step before
         return state
 
     def _evaluate_if_due(self, step: int, state: TrainState) -> None:
@@ -170,7 +162,7 @@ class Loop:
                         "eval_metrics": self.progress.eval_metrics,
                     },
                 },
-                eval_loss=self.progress.eval_metrics.get("eval/loss") if evaluated_here else None,
+                score=self.score(self.progress.eval_metrics) if evaluated_here else None,
             )
             self.saved = step
 

@@ -49,7 +49,8 @@ class NextToken:
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
         )
-        return Sums(sums.objective, weights_M.sum(), {"loss": sums.nll})
+        count = weights_M.sum()
+        return Sums(sums.objective, loss=sums.nll, divisor=count, tokens=count, metrics={})
 
 
 def embedding_noise(

@@ -10,7 +10,6 @@ from typing import Any
 from loguru import logger
 
 from llm.core.spec import RefusedError, spec_from_json
-from llm.data.chat_template import CHATML, read_template
 from llm.data.chat_tokens import special_names
 from llm.data.conversations import ChatSettings, end_of_turn
 from llm.data.tokenizer import Tokenizer
@@ -20,7 +19,6 @@ from llm.hub.pretrained import Pretrained
 from llm.hub.sources import open_source
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
-from llm.train.specs import SFTSpec
 
 # Fields of a model that may differ from those of its first weights.
 _FREE = ("name", "vocab_size", "init_std", "dropout", "pretrained", "lora")
@@ -98,20 +96,13 @@ class Origin:
         Raises:
             RefusedError: the template's file cannot be read.
         """
-        trainer = self._experiment.trainer
-        if not isinstance(trainer, SFTSpec):
+        own = self._template
+        settings = self._experiment.trainer.chat(own, given=bool(self._begun))
+        if settings is None:
             return None
-        source = self._template
-        if trainer.template is not None and not self._begun:
-            source = read_template(trainer.template)
-        chosen = CHATML if source is None else source
-        return ChatSettings(
-            template=chosen,
-            loss_on=trainer.loss_on,
-            too_long=trainer.too_long,
-            end=self._end,
-            new_tokens=() if chosen == self._template else tuple(special_names(chosen)),
-        )
+        template = settings.template
+        new_tokens = () if template == own else tuple(special_names(template))
+        return dataclasses.replace(settings, end=self._end, new_tokens=new_tokens)
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Tokens that end an answer, the usual one first; none if the weights' files say none.

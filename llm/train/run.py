@@ -9,33 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from loguru import logger
 
 from llm.core.machine import claim
-from llm.core.mesh import put_rows, replicated
+from llm.core.mesh import put_rows
 from llm.core.spec import RefusedError
 from llm.hub.checkpoints import Checkpoints, Restored
 from llm.models.kernels import check_kernel
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
-from llm.report.preview import show_example
 from llm.report.run_files import note_resume, now, write_result, write_run
 from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
-from llm.train.evaluate import evaluate
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
 from llm.train.origin import Origin
 from llm.train.run_folder import check_run_folder
-from llm.train.samples import Sampler, sampler
-from llm.train.specs import SFTSpec
 from llm.train.state import StateFactory, TrainState
 from llm.train.step import Stepper
 from llm.train.step_report import StepReport
 from llm.train.stopping import StopSignal
 from llm.train.trainable import n_frozen_matmul, split
+from llm.train.trainer import Source, Workbench
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,8 @@ class Outcome:
     status: str
     """`finished` or `stopped`; a failed run raises instead."""
     step: int
-    eval_loss: float | None
+    score: float | None
+    """How bad the last held-out metrics are: the loss, or the share of wrong answers."""
     left_behind: bool
     """A compilation still runs: the process must end with `os._exit`."""
 
@@ -103,16 +100,11 @@ class _Run:
                 hardware = self.machine.spec
                 origin = Origin(self.experiment, self.folder)
                 self.chat = origin.chat()
-                self.data = self.experiment.data.build(
-                    self.experiment.seed,
-                    jax.process_index(),
-                    jax.process_count(),
-                    origin.tokenizer(),
-                    self.chat,
-                )
-                self.stop_ids = origin.stop_ids(self.data.tokenizer)
+                self.trainer = self.experiment.trainer.build(self.experiment, origin, self.machine)
+                self.tokenizer = self.trainer.tokenizer
+                self.stop_ids = origin.stop_ids(self.tokenizer)
                 self.chat_template = origin.chat_template
-                self.model = origin.model(self.data.tokenizer)
+                self.model = origin.model(self.tokenizer)
                 check_kernel(hardware.attention, self.model, hardware.compute_dtype)
                 self.factory = factory = self._factory()
                 checkpoints = self._checkpoints()
@@ -139,7 +131,7 @@ class _Run:
         return Outcome(
             status,
             int(state.step),
-            loop.progress.eval_metrics.get("eval/loss"),
+            self.trainer.score(loop.progress.eval_metrics),
             self.stop.left_behind,
         )
 
@@ -179,13 +171,13 @@ class _Run:
     ) -> tuple[dict[str, Any] | None, TrainState]:
         """The state to begin with, and what it descends from."""
         if restored is not None:
-            if restored.meta["fingerprint"] != self.data.fingerprint:
+            if restored.meta["fingerprint"] != self.trainer.fingerprint:
                 raise RefusedError(
                     f"resume: the data of {self.folder} is not what it was (another Python, "
                     "changed files or another tokenizer); the run cannot go on with it"
                 )
             return restored.meta["parent"], restored.arrays
-        first = origin.weights(factory.base_template, self.data.tokenizer)
+        first = origin.weights(factory.base_template, self.tokenizer)
         if first is None:
             if self.model.lora.rank:
                 logger.warning(
@@ -202,7 +194,7 @@ class _Run:
         experiment = self.experiment
         config = experiment.to_json()
         devices, memory = self.machine.device_names(), self.machine.memory_gib()
-        lineage = {"parent": parent, "data": self.data.fingerprint}
+        lineage = {"parent": parent, "data": self.trainer.fingerprint}
         record = self.folder / "run.json"
         begun = read_json(record) if record.exists() else None
         report = RunReport(
@@ -231,13 +223,13 @@ class _Run:
                 specs=config,
                 overrides=self.overrides,
                 devices=devices,
-                data=self.data.fingerprint,
+                data=self.trainer.fingerprint,
                 parent=parent,
                 tracker_id=report.tracker_id,
                 parameters=n_params,
                 memory_gib=memory,
             )
-            (self.folder / "tokenizer.json").write_text(self.data.tokenizer.to_hf_json(), "utf-8")
+            (self.folder / "tokenizer.json").write_text(self.tokenizer.to_hf_json(), "utf-8")
         where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
         trained, _ = split(self.model, experiment.trainer.freeze, self.factory.template.params)
         n_trained = _count(trained)
@@ -251,23 +243,21 @@ class _Run:
         report: RunReport,
         restored: Restored | None,
         parent: dict[str, Any] | None,
-    ) -> tuple[Loop, Any]:
-        experiment, trainer, hardware = self.experiment, self.experiment.trainer, self.machine.spec
-        batch_size = experiment.data.batch_size
-        at_once = hardware.micro_batch * hardware.devices if hardware.micro_batch else batch_size
+    ) -> tuple[Loop, Source]:
+        experiment, spec, hardware = self.experiment, self.experiment.trainer, self.machine.spec
         stepper = Stepper(
             model=self.model,
             remat=hardware.remat,
             attention=hardware.attention,
-            objective=trainer.objective(self.machine.loss_chunk),
+            objective=self.trainer.objective,
             optimizer=self.optimizer,
-            schedule=self._schedule(trainer.optimizer.lr),
+            schedule=self._schedule(spec.optimizer.lr),
             seed=experiment.seed,
             compute_dtype=hardware.compute_dtype,
-            micro_batches=batch_size // at_once,
-            grad_clip=trainer.grad_clip,
-            ema_decay=trainer.ema_decay,
-            freeze=trainer.freeze,
+            micro_batches=self.trainer.rows // self.trainer.rows_at_once,
+            grad_clip=spec.grad_clip,
+            ema_decay=spec.ema_decay,
+            freeze=spec.freeze,
         )
         jitted = jax.jit(
             stepper.train_step,
@@ -275,60 +265,56 @@ class _Run:
             out_shardings=(self.factory.shardings, None),
             compiler_options=self.machine.compiler_options,
         )
-        train_step = Compiled(jitted, self.stop, self.ledger)
-        eval_step = Compiled(jax.jit(stepper.eval_step), self.stop, self.ledger)
-        token_bytes = _padded_to(self.data.tokenizer.token_bytes, self.model.vocab)
-        token_bytes_V = jax.device_put(token_bytes, replicated(self.machine.mesh))
-
-        def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-            return put_rows(batch, self.machine.mesh)
-
-        def held_out(params: Any) -> dict[str, float]:
-            batches = self.data.eval_batches(experiment.eval.batches)
-            placed = ((source, place(batch)) for source, batch in batches)
-            names = self.data.source_names
-            return evaluate(eval_step, params, token_bytes_V, placed, names, self.stop)
-
-        source = self.data.batches()
+        bench = Workbench(
+            model=self.model,
+            machine=self.machine,
+            stepper=stepper,
+            stop_ids=self.stop_ids,
+            place=lambda batch: put_rows(batch, self.machine.mesh),
+            report=report,
+            stop=self.stop,
+            ledger=self.ledger,
+            resumed=restored is not None,
+        )
+        work = self.trainer.begin(bench)
         progress = Progress()
         if restored is not None:
-            source.restore(restored.meta["cursor"])
+            work.source.restore(restored.meta["cursor"])
             progress = Progress(**restored.meta["progress"])
             logger.info("Continuing {} from step {}.", self.folder, restored.step)
         steps = StepReport(
             report,
             tokens=restored.meta["tokens"] if restored else 0,
             flops_per_token=self.model.flops_per_token(
-                experiment.data.seq_len, n_frozen_matmul(self.model, trainer.freeze)
+                experiment.data.seq_len, n_frozen_matmul(self.model, spec.freeze)
             ),
             peak_flops=self.machine.peak_flops(),
             memory_gib=self.machine.memory_used_gib,
         )
-
         meta = {
             "run": str(self.folder),
             "experiment": experiment.to_json(),
             "model": self.model.to_json(),
-            "tokenizer": self.data.tokenizer.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
             "chat_template": self.chat_template,
             "chat_end": self.chat.end if self.chat else None,
             "stop_ids": list(self.stop_ids),
-            "fingerprint": self.data.fingerprint,
+            "fingerprint": self.trainer.fingerprint,
             "parent": parent,
         }
-
         loop = Loop(
-            train_step=train_step,
-            place=place,
-            evaluate=held_out if self.data.n_eval_batches else None,
-            sample=self._sample() if experiment.samples.every else None,
+            train_step=Compiled(jitted, self.stop, self.ledger),
+            place=bench.place,
+            evaluate=work.evaluate,
+            sample=work.sample,
+            score=self.trainer.score,
             checkpoints=checkpoints,
             meta=meta,
             report=report,
             steps=steps,
             stop=self.stop,
             ledger=self.ledger,
-            total=trainer.steps,
+            total=spec.steps,
             eval_every=experiment.eval.every,
             save_every=experiment.checkpoint.every,
             sample_every=experiment.samples.every,
@@ -336,32 +322,7 @@ class _Run:
             progress=progress,
             saved=restored.step if restored else None,
         )
-        if isinstance(trainer, SFTSpec) and restored is None:
-            for number, pieces in enumerate(self.data.examples(trainer.preview), 1):
-                show_example(number, pieces)
-        return loop, source
-
-    def _sample(self) -> Sampler | None:
-        """Samples are drawn on a thread, since it may compile: a stop need not wait for that."""
-        experiment, trainer = self.experiment, self.experiment.trainer
-        sample = sampler(
-            experiment.samples,
-            model=self.model,
-            data=self.data,
-            chat=self.chat,
-            questions=trainer.questions if isinstance(trainer, SFTSpec) else 0,
-            stop_ids=self.stop_ids or [self.data.tokenizer.separator_id],
-            compute_dtype=self.machine.spec.compute_dtype,
-            seed=experiment.seed,
-        )
-        if sample is None:
-            return None
-        return lambda params, step: self.stop.wait_for(lambda: sample(params, step))
-
-
-def _padded_to(token_bytes: np.ndarray, vocab: int) -> jax.Array:
-    """Tokens that only the model has stand for no bytes."""
-    return jnp.asarray(np.pad(token_bytes, (0, vocab - len(token_bytes))))
+        return loop, work.source
 
 
 def _count(params: Any) -> int:

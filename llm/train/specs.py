@@ -13,7 +13,11 @@ from llm.data.specs import LOSS_ON, TOO_LONG
 if TYPE_CHECKING:
     import optax
 
-    from llm.train.step import Objective
+    from llm.core.machine import Machine
+    from llm.data.conversations import ChatSettings
+    from llm.train.experiment import ExperimentSpec
+    from llm.train.origin import Origin
+    from llm.train.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +215,31 @@ class TrainerSpec(Spec, abc.ABC):
                 f"steps={self.steps}"
             )
 
+    def chat(self, own: str | None, *, given: bool) -> ChatSettings | None:
+        """How conversations are read; None: what is read is plain text.
+
+        Args:
+            own: the chat template that comes with the first weights.
+            given: it is the one to use: this very run was begun with it.
+
+        Raises:
+            RefusedError: a template's file cannot be read.
+        """
+        del own, given
+        return None
+
     @abc.abstractmethod
-    def objective(self, loss_chunk: int) -> Objective:
-        """The loss; `loss_chunk` is the number of tokens whose logits may exist at once."""
+    def build(self, experiment: ExperimentSpec, origin: Origin, machine: Machine) -> Trainer:
+        """Read the data, and make the trainer.
+
+        Args:
+            experiment: that this is the trainer of.
+            origin: of the first weights.
+            machine: that it runs on.
+
+        Raises:
+            RefusedError: the data cannot be read, or there is nothing to train on.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,10 +251,12 @@ class PretrainSpec(TrainerSpec):
     z_loss: float = knob(0.0, "weight of the squared log-partition (PaLM uses 1e-4)", ge=0)
     label_smoothing: float = knob(0.0, "share of the target spread evenly", ge=0, lt=1)
 
-    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
+    def build(self, experiment: ExperimentSpec, origin: Origin, machine: Machine) -> Trainer:  # noqa: D102
         from llm.train.next_token import NextToken
+        from llm.train.supervised import Supervised
 
-        return NextToken(loss_chunk, self.z_loss, self.label_smoothing)
+        objective = NextToken(machine.loss_chunk, self.z_loss, self.label_smoothing)
+        return Supervised(experiment, origin, machine, objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +287,22 @@ class SFTSpec(TrainerSpec):
     )
     preview: int = knob(1, "examples to print at the start, with what is trained of them", ge=0)
 
-    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
-        from llm.train.next_token import NextToken
+    def chat(self, own: str | None, *, given: bool) -> ChatSettings | None:  # noqa: D102
+        from llm.data.chat_template import CHATML, read_template
+        from llm.data.conversations import ChatSettings
 
-        return NextToken(
-            loss_chunk, label_smoothing=self.label_smoothing, noise_alpha=self.neftune_alpha
+        if self.template is not None and not given:
+            own = read_template(self.template)
+        template = CHATML if own is None else own
+        return ChatSettings(template, loss_on=self.loss_on, too_long=self.too_long)
+
+    def build(self, experiment: ExperimentSpec, origin: Origin, machine: Machine) -> Trainer:  # noqa: D102
+        from llm.train.next_token import NextToken
+        from llm.train.supervised import Supervised
+
+        objective = NextToken(
+            machine.loss_chunk,
+            label_smoothing=self.label_smoothing,
+            noise_alpha=self.neftune_alpha,
         )
+        return Supervised(experiment, origin, machine, objective, self.questions, self.preview)

@@ -24,11 +24,15 @@ class Sums(NamedTuple):
     """What a loss returns. Nothing is divided here: the step divides once, globally."""
 
     objective: Float[Array, ""]
-    """Sum over tokens of what is minimised."""
+    """What is minimised, once it is divided by `divisor`."""
+    loss: Float[Array, ""]
+    """What is reported as the loss, divided by `divisor` too."""
+    divisor: Float[Array, ""]
+    """Tokens that count, where each counts the same."""
     tokens: Float[Array, ""]
-    """Tokens that count."""
+    """Tokens that are trained."""
     metrics: dict[str, Float[Array, ""]]
-    """Further sums over tokens, reported divided by `tokens`."""
+    """Further sums over those tokens, reported as their means."""
 
 
 @runtime_checkable
@@ -64,9 +68,11 @@ class Stepper:
         keys_B = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
         trained, frozen = split(self.model, self.freeze, state.params)
         gradients, sums = self._gradients(trained, batch, keys_B, frozen)
-        count = jnp.maximum(sums.tokens, 1)  # nothing counts: no gradient, not NaN
-        norm = optax.tree.norm(gradients) / count
-        scale = 1 / count
+        divisor = jnp.where(
+            sums.divisor > 0, sums.divisor, 1
+        )  # nothing counts: no gradient, not NaN
+        norm = optax.tree.norm(gradients) / divisor
+        scale = 1 / divisor
         if self.grad_clip is not None:
             scale = scale * jnp.minimum(1.0, self.grad_clip / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
@@ -76,7 +82,8 @@ class Stepper:
         if self.ema_decay is not None:
             ema = optax.incremental_update(trained, ema, 1 - self.ema_decay)
         metrics = {
-            **{f"train/{name}": total / count for name, total in sums.metrics.items()},
+            "train/loss": sums.loss / divisor,
+            **{name: total / sums.tokens for name, total in sums.metrics.items()},
             "train/grad_norm": norm,
             "train/lr": jnp.asarray(self.schedule(state.step), jnp.float32),
             # Those that went through the model: what speed is measured by.
@@ -102,19 +109,30 @@ class Stepper:
         if self.micro_batches == 1:
             return gradient(params, batch, keys_B)
 
+        pieces = self._in_micro_batches((batch, keys_B))
+        shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], pieces))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+
+        def add(i: Array, total: Any) -> Any:
+            new = gradient(params, *jax.tree.map(lambda x: x[i], pieces))
+            return jax.tree.map(lambda t, n: t + n.astype(t.dtype), total, new)
+
+        return jax.lax.fori_loop(0, self._n_used(pieces[0]), add, zeros)
+
+    def _in_micro_batches(self, rows: Any) -> Any:
+        """Arrays [B, ...] as [micro-batch, rows, ...]."""
+
         def split(x: Array) -> Array:
             # Micro-batch i takes rows i, i + n, i + 2n, ...: each device gives the same share.
             return x.reshape(-1, self.micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
-        def body(total: Any, piece: tuple[Batch, Array]) -> tuple[Any, None]:
-            new = gradient(params, *piece)
-            return jax.tree.map(lambda t, n: t + n.astype(t.dtype), total, new), None
+        return jax.tree.map(split, rows)
 
-        pieces = (jax.tree.map(split, batch), split(keys_B))
-        shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], pieces))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
-        total, _ = jax.lax.scan(body, zeros, pieces)
-        return total
+    @staticmethod
+    def _n_used(pieces: Batch) -> Array:
+        """Micro-batches up to the last that is not all padding: the others are not run."""
+        used = (pieces["segment_ids"] > 0).any(axis=(1, 2))
+        return (jnp.arange(1, len(used) + 1) * used).max()
 
     def _bind(self, params: Any) -> Any:
         return bind(
@@ -131,7 +149,7 @@ class Stepper:
         sums = self.objective(model, batch, None)
         byte_count = jnp.where(batch["loss_mask"] > 0, token_bytes_V[batch["targets"]], 0)
         return {
-            "loss": sums.metrics["loss"],
+            "loss": sums.loss,
             "tokens": sums.tokens,
             "bytes": byte_count.astype(jnp.float32).sum(),
         }

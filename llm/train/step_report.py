@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,6 +13,12 @@ from llm.report.run_report import RunReport
 
 class DivergedError(RuntimeError):
     """The loss is no longer a number. Checkpoints from before are kept."""
+
+
+class _Pending(NamedTuple):
+    step: int
+    metrics: dict[str, jax.Array]
+    of_batch: dict[str, float]
 
 
 class StepReport:
@@ -41,18 +47,26 @@ class StepReport:
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._memory_gib = memory_gib
-        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._pending: _Pending | None = None
         self._since = time.perf_counter()
 
-    def push(self, step: int, metrics: dict[str, jax.Array], data_wait: float) -> None:
+    def push(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        of_batch: dict[str, float],
+        data_wait: float,
+    ) -> None:
         """Take the metrics of the step just started; log those of the step before.
 
         Args:
             step: optimizer steps done when these metrics are ready.
             metrics: scalars on the device.
+            of_batch: what was measured while the batch was made.
             data_wait: seconds the loop waited for the batch.
         """
-        previous, self._pending = self._pending, (step, metrics, data_wait)
+        of_batch = {**of_batch, "perf/data_wait": data_wait}
+        previous, self._pending = self._pending, _Pending(step, metrics, of_batch)
         self._log(previous)
 
     def flush(self) -> None:
@@ -64,10 +78,10 @@ class StepReport:
         """Leave what happened since the last step (evaluation, saving) out of the step's time."""
         self._since = time.perf_counter()
 
-    def _log(self, pending: tuple[int, dict[str, jax.Array], float] | None) -> None:
+    def _log(self, pending: _Pending | None) -> None:
         if pending is None:
             return
-        step, device_metrics, data_wait = pending
+        step, device_metrics, of_batch = pending
         metrics = {k: float(v) for k, v in jax.device_get(device_metrics).items()}  # waits
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -75,7 +89,7 @@ class StepReport:
         self.tokens += tokens
         metrics["perf/step_time"] = seconds
         metrics["perf/tokens_per_second"] = tokens / seconds
-        metrics["perf/data_wait"] = data_wait
+        metrics |= of_batch
         metrics["perf/memory_gib"] = self._memory_gib()
         if self._peak_flops is not None:
             flops = self._flops_per_token * tokens / seconds

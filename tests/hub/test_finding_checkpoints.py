@@ -116,7 +116,7 @@ def test_averaged_weights_come_before_plain_ones(tmp_path: Path) -> None:
     shape = {"w": jnp.zeros((2, 3))}
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step, ema in [(1, None), (2, {"w": jnp.full((2, 3), 7.0)})]:
-        checkpoints.save(step, {"params": shape, "ema": ema}, {"step": step}, eval_loss=None)
+        checkpoints.save(step, {"params": shape, "ema": ema}, {"step": step}, score=None)
     checkpoints.close()
     wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), shape
