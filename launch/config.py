@@ -31,6 +31,7 @@ from llm.train.experiment import ExperimentSpec
 from llm.train.specs import (
     AdamWSpec,
     ConstantSpec,
+    GRPOSpec,
     LinearSpec,
     MuonSpec,
     OptaxSpec,
@@ -54,7 +55,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
-    "trainer": {"pretrain": PretrainSpec, "sft": SFTSpec},
+    "trainer": {"pretrain": PretrainSpec, "sft": SFTSpec, "grpo": GRPOSpec},
     "optimizer": {"adamw": AdamWSpec, "muon": MuonSpec, "optax": OptaxSpec},
     "schedule": {
         "warmup_cosine": WarmupCosineSpec,
@@ -243,6 +244,10 @@ def _check_what_is_there(experiment: ExperimentSpec) -> None:
             _check_source(source)
         except RefusedError as error:
             raise RefusedError(f"data.{error}") from None
+    try:
+        experiment.trainer.check_available()
+    except RefusedError as error:
+        raise RefusedError(f"trainer.{error}") from None
     optimizer = experiment.trainer.optimizer
     if isinstance(optimizer, OptaxSpec):
         from llm.train.optimizers import find_optax

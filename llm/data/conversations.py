@@ -86,21 +86,23 @@ class Conversations(Format):
                 if isinstance(completion, str):
                     yield encoder.of_text(prompt, completion)
                 else:
-                    yield encoder.of_messages(prompt, completion, _variables(document.fields))
+                    yield encoder.of_messages(
+                        prompt, completion, template_variables(document.fields)
+                    )
             except RefusedError as error:
                 raise RefusedError(f"{document.origin}: {error}") from None
 
     def _parts(self, record: Mapping[str, Any], origin: str) -> tuple[Any, Any]:
         """Prompt (None where there is none) and the rest: texts, or lists of messages."""
         if record.get("messages") is not None:
-            return None, _messages(record["messages"], "messages", origin)
+            return None, messages_of(record["messages"], "messages", origin)
         if record.get("prompt") is not None and record.get("completion") is not None:
             prompt, completion = record["prompt"], record["completion"]
             if isinstance(prompt, str) and isinstance(completion, str):
                 return prompt, completion
             return (
-                _messages(prompt, "prompt", origin),
-                _messages(completion, "completion", origin),
+                messages_of(prompt, "prompt", origin),
+                messages_of(completion, "completion", origin),
             )
         if self._text_field in record:
             return None, text_of(record, self._text_field, origin)
@@ -198,7 +200,7 @@ def _has_form(names: Sequence[str], text_field: str) -> bool:
     return "messages" in names or {"prompt", "completion"} <= set(names) or text_field in names
 
 
-def _messages(value: Any, name: str, origin: str) -> list[dict[str, Any]]:
+def messages_of(value: Any, name: str, origin: str) -> list[dict[str, Any]]:
     """Checked messages, without what tables add: null for keys that other rows have."""
     if not isinstance(value, list) or not all(
         isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in value
@@ -221,7 +223,7 @@ def _without_null(value: Any) -> Any:
     return value
 
 
-def _variables(record: Mapping[str, Any]) -> dict[str, Any]:
+def template_variables(record: Mapping[str, Any]) -> dict[str, Any]:
     """What goes to the template besides the messages."""
     tools = record.get("tools")
     if isinstance(tools, str):  # tables hold schemas, which differ from tool to tool, as text

@@ -47,7 +47,7 @@ def split_documents(caches: Sequence[TokenCache], fraction: float) -> Split:
     if fraction == 0:
         return Split(spans, nothing)
     hashes = [np.asarray(cache.hashes) for cache in caches]
-    held = _choose(hashes, fraction)
+    held = held_out_documents(hashes, fraction)
     if not any(mask.any() for mask in held):
         return _hold_out_an_end(spans, hashes, fraction)
     pairs = list(zip(spans, held, strict=True))
@@ -63,8 +63,13 @@ def _take(spans: Spans, mask: Array) -> Spans:
     return Spans(spans.start[mask], spans.length[mask])
 
 
-def _choose(hashes: Sequence[Array], fraction: float) -> list[Array]:
-    """Which documents of each source are held out; none at all if that is impossible."""
+def held_out_documents(hashes: Sequence[Array], fraction: float) -> list[Array]:
+    """Which documents of each source are held out; none at all if that is impossible.
+
+    Args:
+        hashes: uint64 [D] of each source's documents, see `llm.data.token_cache.hashes_of`.
+        fraction: about this share.
+    """
     # The hash is uniform on 64 bits, so the fraction below this limit is held out on average.
     limit = np.uint64(min(int(fraction * 2**64), 2**64 - 1))
     held = [values < limit for values in hashes]

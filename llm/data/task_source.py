@@ -44,5 +44,10 @@ class Tasks(Source):
                 {"role": "user", "content": task.question},
                 {"role": "assistant", "content": task.answer},
             ]
-            record = {"messages": messages, "text": f"{task.question} {task.answer}"}
+            record = {
+                "messages": messages,
+                "text": f"{task.question} {task.answer}",
+                "task": task.name,
+                "number": task.number,
+            }
             yield self.format.document(record, f"{self.name}:{number}")

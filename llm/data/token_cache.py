@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +181,9 @@ class _Writer:
             offsets.append(self.tokens)
         encoded = [document.text.encode() for document in documents]
         sizes = [len(content) for content in encoded]
-        hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in encoded]
         self._append("offsets", np.array(offsets, "<i8"))
         self._append("bytes", np.array(sizes, "<i8"))
-        self._append("hashes", np.frombuffer(b"".join(hashes), "<u8"))
+        self._append("hashes", hashes_of(encoded))
         self.documents += len(documents)
         self.bytes += sum(sizes)
         return sum(sizes)
@@ -231,3 +230,9 @@ class _progress:  # noqa: N801  (used like a function)
     def _advance(self, size: int) -> None:
         done = self._bar.tasks[0].completed + size
         self._bar.update(self._task, completed=done, megabytes=done / 1e6)
+
+
+def hashes_of(texts: Sequence[bytes]) -> np.ndarray:
+    """uint64 [D], by which documents are told apart and some of them held out."""
+    hashes = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(hashes), "<u8")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -29,6 +30,7 @@ from llm.generate.rows import (
 )
 from llm.generate.sampler import program_of
 from llm.generate.specs import Sampling
+from llm.generate.watch import Watch
 from llm.models.cache import KVCache
 
 if TYPE_CHECKING:
@@ -74,8 +76,11 @@ class Batch:
         key: Key[Array, ""],
         stop_ids: np.ndarray,
         n: int,
+        watch: Watch | None = None,
     ) -> None:
         self.engine = engine
+        self.watch = watch or Watch()
+        self.watch.total += n * len(prompts)
         self.prompts = prompts
         self.sampling = sampling
         self.key = key
@@ -97,11 +102,16 @@ class Batch:
         while self.waiting or any(self.slots):
             coming = self._seat()
             self._fit()
-            self._admit(coming)
-            self.rows, written = self.engine.decode(
-                self.rows, self.sampling, self.stop_ids, _SEGMENT
-            )
+            with self.watch.prefilling():
+                self._admit(coming)
+            with self.watch.decoding():
+                self.rows, written = self.engine.decode(
+                    self.rows, self.sampling, self.stop_ids, _SEGMENT
+                )
+            before = len(self.answers)
             self._harvest(written, is_over)
+            done = self.watch.done + len(self.answers) - before
+            self.watch.changed(int(written.counts_B.sum()), done)
         return [[self.answers[p, s] for s in range(self.n)] for p in range(len(self.prompts))]
 
     def _seat(self) -> list[_Slot]:
@@ -133,6 +143,7 @@ class Batch:
             while new and (len(group) + 1) * width <= _PREFILL_TOKENS:
                 group.append(new.pop())
             cache = self.engine.prefill([self.prompts[p] for p in group])
+            jax.block_until_ready(cache.lengths_B)  # else its time would be that of the tokens
             self.prefilled |= {p: (cache, row) for row, p in enumerate(group)}
 
     def _place(self, cache: KVCache, members: list[_Slot]) -> None:

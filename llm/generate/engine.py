@@ -28,6 +28,7 @@ from llm.generate.rows import (
 from llm.generate.sampler import program_of, values_of
 from llm.generate.session import Session
 from llm.generate.specs import Sampling
+from llm.generate.watch import Watch
 from llm.models.cache import KVCache
 from llm.models.specs import ModelSpec
 
@@ -56,6 +57,7 @@ class Engine:
         n: int = 1,
         batch_size: int = 32,
         is_over: Callable[[list[int]], bool] | None = None,
+        watch: Watch | None = None,
     ) -> list[list[Completion]]:
         """Continue each prompt `n` times.
 
@@ -71,6 +73,7 @@ class Engine:
             batch_size: rows that are decoded at a time.
             is_over: looks at the tokens of an answer from time to time; True ends it. What was
                 written since is still in the answer.
+            watch: is told how it goes.
 
         Returns:
             The answers, [prompt][sample].
@@ -82,7 +85,7 @@ class Engine:
         check_prompts(self.spec, prompts, sampling.max_new_tokens)
         if n < 1 or batch_size < 1:
             raise RefusedError(f"n={n}, batch_size={batch_size}: expected at least 1")
-        batch = Batch(self, prompts, sampling, key, pad_stop_ids(stop_ids), n)
+        batch = Batch(self, prompts, sampling, key, pad_stop_ids(stop_ids), n, watch)
         return batch.run(batch_size, is_over)
 
     def session(self, seed: int) -> Session:

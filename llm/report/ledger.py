@@ -37,6 +37,12 @@ class Ledger:
             self._charge()
             self._open.pop()
 
+    def move(self, source: str, to: str, seconds: float) -> None:
+        """Charge `seconds` that were charged to one phase to another, which was part of it."""
+        self._charge()
+        for phase, change in ((source, -seconds), (to, seconds)):
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + change
+
     def totals(self) -> dict[str, float]:
         """Seconds per phase so far, longest first; their sum is the age of the ledger."""
         self._charge()

@@ -25,7 +25,7 @@ _PANEL_SAMPLES = 2
 
 
 class ProgressLine:
-    """Shows step, smoothed loss, tokens per second and the time that is left."""
+    """Shows step, smoothed loss or reward, tokens per second and the time that is left."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ProgressLine:
         """
         self._total, self._clock = total, clock
         self._marks = deque([(clock(), start_step, start_tokens)], maxlen=_WINDOW)
-        self._loss, self._weight = 0.0, 0.0
+        self._sum, self._weight = 0.0, 0.0
         self._last_plain = -math.inf
         self._last_line = ""
         self._open = ExitStack()
@@ -54,30 +54,44 @@ class ProgressLine:
             self._open.enter_context(logs_above_display())
             self._live = self._open.enter_context(_live_line())
             self._task = self._live.add_task(
-                title, total=total, completed=start_step, loss="-", rate="-", left="-"
+                title, total=total, completed=start_step, name="loss", value="-", rate="-", left="-"
             )
 
-    def update(self, step: int, tokens: int, loss: float | None) -> None:
-        """Take in a training event; `loss` may be None or not finite, then it is not shown."""
+    def update(self, step: int, tokens: int, value: float | None, name: str = "loss") -> None:
+        """Take in a training event.
+
+        Args:
+            step, tokens: done so far.
+            value: what is shown; None or not finite, then it is not.
+            name: of the value.
+        """
         now = self._clock()
         if step > self._marks[-1][1]:
             self._marks.append((now, step, tokens))
-        if loss is not None and math.isfinite(loss):
-            self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
+        if value is not None and math.isfinite(value):
+            self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * value
             self._weight = _SMOOTHING * self._weight + 1 - _SMOOTHING
-        shown_loss = f"{self._loss / self._weight:.3f}" if self._weight else "-"
+        shown = f"{self._sum / self._weight:.3f}" if self._weight else "-"
         tokens_rate, left = self._speed(step)
         if self._live:
             self._live.update(
-                self._task, completed=step, loss=shown_loss, rate=tokens_rate, left=left
+                self._task, completed=step, name=name, value=shown, rate=tokens_rate, left=left
             )
         self._last_line = (
-            f"step {step:,}/{self._total:,}  loss {shown_loss}  {tokens_rate} tok/s  {left} left"
+            f"step {step:,}/{self._total:,}  {name} {shown}  {tokens_rate} tok/s  {left} left"
         )
         if not self._live and (now - self._last_plain >= _PLAIN_EVERY or step >= self._total):
             self._last_plain = now
             logger.info("{}", self._last_line)
             self._last_line = ""
+
+    def note(self, text: str) -> None:
+        """Show what is going on between two events."""
+        if self._live:
+            self._live.update(self._task, left=text)
+        elif self._clock() - self._last_plain >= _PLAIN_EVERY:
+            self._last_plain = self._clock()
+            logger.info("{}", text)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Show the first few completions, shortened, prompt and completion told apart."""
@@ -110,7 +124,7 @@ def _live_line() -> Progress:
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
         TextColumn("[dim]step[/] {task.completed:,.0f}/{task.total:,.0f}"),
-        TextColumn("[dim]loss[/] {task.fields[loss]}"),
+        TextColumn("[dim]{task.fields[name]}[/] {task.fields[value]}"),
         TextColumn("{task.fields[rate]} [dim]tok/s[/]"),
         TextColumn("[dim]left[/] {task.fields[left]}"),
         console=console,

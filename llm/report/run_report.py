@@ -9,6 +9,7 @@ from typing import Any, Literal
 from loguru import logger
 
 from llm.report.best import Scores
+from llm.report.completions import write_completions
 from llm.report.metrics_file import MetricsFile
 from llm.report.progress import ProgressLine
 from llm.report.run_files import now, write_result
@@ -93,9 +94,13 @@ class RunReport:
             return
         improved = self._scores.add(step, metrics)
         if any(name.startswith("train/") for name in metrics):
-            self._progress.update(step, tokens, metrics.get("train/loss"))
-        if "eval/loss" in metrics:
-            self.say(_evaluation_line(step, metrics, best="eval/loss" in improved))
+            if "reward/mean" in metrics:  # a policy's loss says nothing to people
+                self._progress.update(step, tokens, metrics["reward/mean"], "reward")
+            else:
+                self._progress.update(step, tokens, metrics.get("train/loss"))
+        for name in ("eval/loss", "eval/accuracy"):
+            if name in metrics:
+                self.say(_evaluation_line(step, metrics, name, best=name in improved))
         # Last, since it wakes the W&B thread: that runs while this one waits for the device.
         self._tracker.log(step, {"tokens": tokens, **metrics})
 
@@ -108,6 +113,28 @@ class RunReport:
         if all(sample.reference is None for sample in samples):
             columns, rows = columns[:-1], [row[:-1] for row in rows]
         self._tracker.table(step, "samples", columns, rows)
+
+    def answering(self, what: str, done: int, total: int, tokens: int) -> None:
+        """Show how far it is with answers that take a while; they are no event.
+
+        Args:
+            what: is written, for people.
+            done, total: answers.
+            tokens: written so far.
+        """
+        self._progress.note(f"{what} {done}/{total}, {tokens:,} tokens")
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a table of sampled answers to samples/, and send it to W&B.
+
+        Args:
+            step: optimizer steps done.
+            rows: name to text or number; the same names in each.
+        """
+        write_completions(self.folder, step, rows)
+        self._tracker.table(
+            step, "completions", ["step", *rows[0]], [[step, *row.values()] for row in rows]
+        )
 
     def say(self, message: str) -> None:
         """Print a line above the progress line, and into run.log."""
@@ -164,10 +191,15 @@ class RunReport:
         )  # fmt: skip
 
 
-def _evaluation_line(step: int, metrics: Mapping[str, float], best: bool) -> str:
-    words = [f"step {step:,}: eval loss {metrics['eval/loss']:.4f}"]
+def _evaluation_line(step: int, metrics: Mapping[str, float], name: str, best: bool) -> str:
+    words = [f"step {step:,}: {name.replace('/', ' ')} {metrics[name]:.4f}"]
     if "eval/bits_per_byte" in metrics:
         words.append(f"{metrics['eval/bits_per_byte']:.4f} bits per byte")
+    words += [
+        f"{other.removeprefix('eval/').replace('_at_', '@')} {metrics[other]:.4f}"
+        for other in metrics
+        if other.startswith("eval/pass_at_")
+    ]
     return ", ".join(words) + (" (best so far)" if best else "")
 
 

@@ -84,7 +84,7 @@ class ExperimentSpec(Spec):
                 f"resume={self.resume}: a run folder must be named on the command line of "
                 "launch/main.py; here only true or false make sense"
             )
-        data, model, hardware = self.data, self.model, self.hardware
+        data, model = self.data, self.model
         if self.init_from == "pretrained" and not model.pretrained:
             raise RefusedError(
                 f"init_from=pretrained: model={model.name} has no published weights; name a "
@@ -96,13 +96,7 @@ class ExperimentSpec(Spec):
             raise RefusedError(
                 f"data.seq_len={data.seq_len}: longer than model.max_seq_len={model.max_seq_len}"
             )
-        rows = (hardware.micro_batch or 1) * hardware.devices
-        if data.batch_size % rows:
-            raise RefusedError(
-                f"data.batch_size={data.batch_size}: must be a multiple of {rows}, "
-                f"{hardware.micro_batch or 1} rows (hardware.micro_batch) "
-                f"x {hardware.devices} devices"
-            )
+        self.trainer.check_with(self)
         vocab = data.tokenizer.vocab_size
         if (
             data.tokenizer.path is None

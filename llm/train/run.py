@@ -160,6 +160,7 @@ class _Run:
             mesh=self.machine.mesh,
             freeze=trainer.freeze,
             compute_dtype=self.machine.spec.compute_dtype,
+            use_reference=trainer.keeps_reference,
         )
 
     def _checkpoints(self) -> Checkpoints:
@@ -258,6 +259,7 @@ class _Run:
             grad_clip=spec.grad_clip,
             ema_decay=spec.ema_decay,
             freeze=spec.freeze,
+            move_reference=self.trainer.move_reference,
         )
         jitted = jax.jit(
             stepper.train_step,

@@ -9,7 +9,7 @@ import jax
 
 from llm.data.chat_tokens import encode_chat, template_of
 from llm.data.conversations import ChatSettings
-from llm.data.pipeline import Data
+from llm.data.questions import Question
 from llm.data.tokenizer import Tokenizer
 from llm.generate.engine import Engine
 from llm.generate.prompt_checks import check_prompts
@@ -25,9 +25,9 @@ def sampler(
     spec: SamplesSpec,
     *,
     model: ModelSpec,
-    data: Data,
+    tokenizer: Tokenizer,
     chat: ChatSettings | None,
-    questions: int,
+    questions: Sequence[Question],
     stop_ids: Sequence[int],
     compute_dtype: str,
     seed: int,
@@ -39,7 +39,7 @@ def sampler(
     Args:
         spec: what to sample.
         model: what the weights belong to.
-        data: where held-out questions come from.
+        tokenizer: of the model.
         chat: a prompt is a user's message in a conversation; None: a text to go on with.
         questions: held-out questions to answer besides. `eval/exact_match` is the share of
             answers that are the data's own.
@@ -50,13 +50,12 @@ def sampler(
     Raises:
         RefusedError: a prompt is too long; better now than in the middle of the run.
     """
-    tokenizer = data.tokenizer
     prompts = [_prompt(text, tokenizer, chat, stop_ids) for text in spec.prompts]
     if prompts:
         check_prompts(model, prompts, spec.max_new_tokens)
     # A question that leaves no room for an answer is not asked.
     room = model.max_seq_len - spec.max_new_tokens
-    asked = [q for q in data.questions(questions) if len(q.prompt) <= room] if questions else []
+    asked = [q for q in questions if len(q.prompt) <= room]
     if not prompts and not asked:
         return None
     shown = [

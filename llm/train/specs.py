@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from llm.train.origin import Origin
     from llm.train.trainer import Trainer
 
+ADVANTAGES = ("std", "none", "leave_one_out", "batch_std")
+LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
+REFERENCES = ("start", "periodic", "ema", "base")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec(Spec, abc.ABC):
@@ -208,6 +212,33 @@ class TrainerSpec(Spec, abc.ABC):
         [], "parameters that are not trained: patterns such as embedding, blocks.0 or *.bias"
     )
 
+    @property
+    def keeps_reference(self) -> bool:
+        """The state holds weights from another time, to stay near."""
+        return False
+
+    def check_with(self, experiment: ExperimentSpec) -> None:
+        """Refuse what does not go with the rest of the experiment.
+
+        Raises:
+            RefusedError: with what to change.
+        """
+        data, hardware = experiment.data, experiment.hardware
+        rows = (hardware.micro_batch or 1) * hardware.devices
+        if data.batch_size % rows:
+            raise RefusedError(
+                f"data.batch_size={data.batch_size}: must be a multiple of {rows}, "
+                f"{hardware.micro_batch or 1} rows (hardware.micro_batch) "
+                f"x {hardware.devices} devices"
+            )
+
+    def check_available(self) -> None:
+        """Refuse files and functions that are not there, before a run begins.
+
+        Raises:
+            RefusedError: with what is missing.
+        """
+
     def check(self) -> None:  # noqa: D102
         if self.schedule.warmup_steps >= self.steps:
             raise RefusedError(
@@ -306,3 +337,127 @@ class SFTSpec(TrainerSpec):
             noise_alpha=self.neftune_alpha,
         )
         return Supervised(experiment, origin, machine, objective, self.questions, self.preview)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSpec(TrainerSpec):
+    """Group-relative policy optimisation: answers are sampled, rewarded, and made more likely.
+
+    As it stands it is the cheap on-policy form: one update per batch, no reference.
+    """
+
+    pretrained: ClassVar[bool] = True
+
+    name: str = knob("grpo", "name of the trainer, used in the names of runs")
+    steps: int = knob(200, "optimizer steps", gt=0)
+    optimizer: OptimizerSpec = knob(AdamWSpec(lr=1e-5), "optimizer")
+    schedule: ScheduleSpec = knob(ConstantSpec(warmup_steps=0), "learning rate over the steps")
+    group_size: int = knob(8, "answers to each prompt; data.batch_size counts prompts", ge=2)
+    max_new_tokens: int = knob(64, "tokens per answer at most", gt=0)
+    temperature: float = knob(1.0, "divides the logits, in sampling and in the loss", gt=0)
+    top_k: int = knob(0, "draw from the k likeliest tokens; 0 is off", ge=0)
+    top_p: float = knob(1.0, "draw from the likeliest tokens that hold this much", gt=0, le=1)
+    rows_decoded: int | None = knob(
+        None, "answers that are written at a time; null: all of a batch", gt=0
+    )
+    template: str | None = knob(
+        None, "file with a chat template; null: the model's own; a model without gets plain text"
+    )
+    rewards: list[str] = knob(
+        ["correct"], "what judges answers: correct, last_number, math, or FILE.py:FUNCTION"
+    )
+    reward_weights: list[float] = knob([], "one for each; none at all: each counts 1")
+    reward_timeout: float = knob(10.0, "seconds that judging one answer may take", gt=0)
+    overlong_buffer: int = knob(
+        0, "an answer's last so many tokens before the limit cost up to 1, evenly; 0 is off", ge=0
+    )
+    mask_truncated: bool = knob(False, "answers that reached the limit are not trained on")
+    advantage: str = knob(
+        "std", "rewards less their group's mean, divided by what", choices=ADVANTAGES
+    )
+    loss: str = knob("grpo", "published form of the loss", choices=LOSSES)
+    clip_low: float = knob(0.2, "a ratio is bounded by 1 less this", ge=0, lt=1)
+    clip_high: float = knob(0.2, "and by 1 plus this", ge=0)
+    importance_cap: float | None = knob(
+        None, "answers weigh as the trainer's policy has it, up to this; null: they weigh the same",
+        gt=0,
+    )  # fmt: skip
+    epochs: int = knob(1, "times that a batch of answers is gone through", gt=0)
+    mini_batches: int = knob(1, "optimizer steps each time", gt=0)
+    kl_weight: float = knob(0.0, "weight of the divergence from the reference", ge=0)
+    reference: str = knob(
+        "start",
+        "start: the first weights; periodic: the weights every so many steps; ema: their average; "
+        "base: the weights beneath the adapters of model.lora",
+        choices=REFERENCES,
+    )
+    reference_every: int = knob(100, "steps between copies (reference=periodic)", gt=0)
+    reference_decay: float = knob(0.99, "decay per step (reference=ema)", gt=0, lt=1)
+    entropy_weight: float = knob(0.0, "weight of the entropy, which is made larger", ge=0)
+    dynamic_sampling: int = knob(
+        0, "groups of equal rewards are replaced by others, so many times; 0: they stay", ge=0
+    )
+    eval_prompts: int = knob(64, "held-out prompts that are answered to evaluate", gt=0)
+    eval_samples: int = knob(
+        0, "answers drawn to each of them besides the likeliest one, for pass@k", ge=0
+    )
+
+    @property
+    def keeps_reference(self) -> bool:  # noqa: D102
+        return self.kl_weight > 0 and self.reference != "base"
+
+    @property
+    def on_policy(self) -> bool:
+        """One update per batch of answers."""
+        return self.epochs * self.mini_batches == 1
+
+    def check(self) -> None:  # noqa: D102
+        super().check()
+        if not self.rewards:
+            raise RefusedError("rewards=[]: name at least one, such as correct")
+        if self.reward_weights and len(self.reward_weights) != len(self.rewards):
+            raise RefusedError(
+                f"reward_weights={list(self.reward_weights)}: there are {len(self.rewards)} "
+                "rewards; give as many, or none"
+            )
+        if self.overlong_buffer > self.max_new_tokens:
+            raise RefusedError(
+                f"overlong_buffer={self.overlong_buffer}: larger than "
+                f"max_new_tokens={self.max_new_tokens}"
+            )
+
+    def check_with(self, experiment: ExperimentSpec) -> None:  # noqa: D102
+        data, model = experiment.data, experiment.model
+        if data.batch_size % self.mini_batches:
+            raise RefusedError(
+                f"data.batch_size={data.batch_size}: must be a multiple of "
+                f"trainer.mini_batches={self.mini_batches}"
+            )
+        if self.max_new_tokens >= data.seq_len:
+            raise RefusedError(
+                f"trainer.max_new_tokens={self.max_new_tokens}: must be less than "
+                f"data.seq_len={data.seq_len}, which holds a prompt besides"
+            )
+        if self.kl_weight and self.reference == "base" and not model.lora.rank:
+            raise RefusedError(
+                "trainer.reference=base: there is a base only beneath adapters; set "
+                "model.lora.rank, or take reference=start"
+            )
+
+    def check_available(self) -> None:  # noqa: D102
+        from llm.train.grpo.rewards import Rewards
+
+        Rewards(self.rewards, self.reward_weights, self.reward_timeout).close()
+
+    def chat(self, own: str | None, *, given: bool) -> ChatSettings | None:  # noqa: D102
+        from llm.data.chat_template import read_template
+        from llm.data.conversations import ChatSettings
+
+        if self.template is not None and not given:
+            own = read_template(self.template)
+        return None if own is None else ChatSettings(own)
+
+    def build(self, experiment: ExperimentSpec, origin: Origin, machine: Machine) -> Trainer:  # noqa: D102
+        from llm.train.grpo.trainer import GRPO
+
+        return GRPO(self, experiment, origin, machine)

@@ -34,6 +34,8 @@ class TrainState:
     """Of the trained weights."""
     ema: Any
     """Averages of the trained weights, or None."""
+    reference: Any = None
+    """Trained weights as they were at some time, to stay near; or None."""
 
     @property
     def eval_params(self) -> Any:
@@ -55,6 +57,7 @@ class StateFactory:
     """Patterns, see `llm.train.trainable`."""
     compute_dtype: str = "float32"
     """Frozen matrices are kept in it if it is smaller than `param_dtype`."""
+    use_reference: bool = False
 
     def fresh(self) -> TrainState:
         """Random weights, drawn from `seed` alone, each created where it will lie."""
@@ -77,10 +80,10 @@ class StateFactory:
     def _begin(self, params: Any) -> TrainState:
         params = jax.device_put(self._kept(params), self.shardings.params)
         trained, _ = split(self.model, self.freeze, params)
-        rest = jax.jit(self._rest, out_shardings=(self.shardings.opt_state, self.shardings.ema))
-        opt_state, ema = rest(trained)
-        step = jax.device_put(jnp.zeros((), jnp.int32), self.shardings.step)
-        return TrainState(step, params, opt_state, ema)
+        places = self.shardings
+        rest = jax.jit(self._rest, out_shardings=(places.opt_state, places.ema, places.reference))
+        step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
+        return TrainState(step, params, *rest(trained))
 
     @cached_property
     def template(self) -> TrainState:
@@ -96,7 +99,13 @@ class StateFactory:
         whole = replicated(self.mesh)
         opt_state = _like_parameters(shapes.opt_state, shapes.params, params, whole)
         trained, _ = split(self.model, self.freeze, params)
-        placement = TrainState(whole, params, opt_state, trained if self.use_ema else None)
+        placement = TrainState(
+            whole,
+            params,
+            opt_state,
+            trained if self.use_ema else None,
+            trained if self.use_reference else None,
+        )
         template: TrainState = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement
         )
@@ -128,10 +137,13 @@ class StateFactory:
             params = joined(trained, cast_matrices(frozen, self.compute_dtype))
         return params
 
-    def _rest(self, trained: Any) -> tuple[Any, Any]:
-        """Optimizer state and averages."""
-        ema = jax.tree.map(jnp.copy, trained) if self.use_ema else None
-        return self.optimizer.init(trained), ema
+    def _rest(self, trained: Any) -> tuple[Any, Any, Any]:
+        """Optimizer state, averages and reference."""
+        copies = (
+            jax.tree.map(jnp.copy, trained) if used else None
+            for used in (self.use_ema, self.use_reference)
+        )
+        return self.optimizer.init(trained), *copies
 
 
 def _like_parameters(opt_state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:

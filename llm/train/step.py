@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -59,6 +59,8 @@ class Stepper:
     grad_clip: float | None
     ema_decay: float | None
     freeze: Sequence[str] = ()
+    move_reference: Callable[[Array, Any, Any], Any] | None = None
+    """From steps done, trained weights and reference to the next reference; None: it stays."""
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Gradients over all micro-batches, clipped; one update; metrics as means per token."""
@@ -90,7 +92,10 @@ class Stepper:
             "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.float32),
         }
         params = joined(frozen, trained)
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        reference = state.reference
+        if self.move_reference is not None:
+            reference = self.move_reference(state.step + 1, trained, reference)
+        return TrainState(state.step + 1, params, opt_state, ema, reference), metrics
 
     def _gradients(
         self, params: Any, batch: Batch, keys_B: Array, frozen: Any = None
@@ -101,7 +106,7 @@ class Stepper:
         """
 
         def loss(params: Any, batch: Batch, keys_B: Array) -> tuple[Array, Sums]:
-            model = self._bind(joined(frozen or {}, params))
+            model = self.bind(joined(frozen or {}, params))
             sums = self.objective(model, batch, keys_B)
             return sums.objective, sums
 
@@ -109,7 +114,7 @@ class Stepper:
         if self.micro_batches == 1:
             return gradient(params, batch, keys_B)
 
-        pieces = self._in_micro_batches((batch, keys_B))
+        pieces = self.in_micro_batches((batch, keys_B))
         shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
 
@@ -117,10 +122,10 @@ class Stepper:
             new = gradient(params, *jax.tree.map(lambda x: x[i], pieces))
             return jax.tree.map(lambda t, n: t + n.astype(t.dtype), total, new)
 
-        return jax.lax.fori_loop(0, self._n_used(pieces[0]), add, zeros)
+        return jax.lax.fori_loop(0, self.n_used(pieces[0]), add, zeros)
 
-    def _in_micro_batches(self, rows: Any) -> Any:
-        """Arrays [B, ...] as [micro-batch, rows, ...]."""
+    def in_micro_batches(self, rows: Any) -> Any:
+        """Arrays [B, ...] as [micro-batch, rows, ...]; the inverse is `in_rows`."""
 
         def split(x: Array) -> Array:
             # Micro-batch i takes rows i, i + n, i + 2n, ...: each device gives the same share.
@@ -129,12 +134,18 @@ class Stepper:
         return jax.tree.map(split, rows)
 
     @staticmethod
-    def _n_used(pieces: Batch) -> Array:
+    def in_rows(pieces: Any) -> Any:
+        """Arrays [micro-batch, rows, ...] as [B, ...]."""
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), pieces)
+
+    @staticmethod
+    def n_used(pieces: Batch) -> Array:
         """Micro-batches up to the last that is not all padding: the others are not run."""
         used = (pieces["segment_ids"] > 0).any(axis=(1, 2))
         return (jnp.arange(1, len(used) + 1) * used).max()
 
-    def _bind(self, params: Any) -> Any:
+    def bind(self, params: Any) -> Any:
+        """The model with these weights, as it runs here."""
         return bind(
             self.model,
             params,
@@ -145,7 +156,7 @@ class Stepper:
 
     def eval_step(self, params: Any, token_bytes_V: Array, batch: Batch) -> Metrics:
         """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""
-        model = self._bind(params)
+        model = self.bind(params)
         sums = self.objective(model, batch, None)
         byte_count = jnp.where(batch["loss_mask"] > 0, token_bytes_V[batch["targets"]], 0)
         return {

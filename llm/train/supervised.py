@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,7 @@ class Supervised:
         self.tokenizer = self._data.tokenizer
         self.fingerprint = self._data.fingerprint
         self.objective = objective
+        self.move_reference: Callable[[Any, Any, Any], Any] | None = None
         self.rows = experiment.data.batch_size
         hardware = machine.spec
         self.rows_at_once = (hardware.micro_batch or 0) * hardware.devices or self.rows
@@ -93,9 +95,9 @@ class Supervised:
         sample = sampler(
             self._experiment.samples,
             model=bench.model,
-            data=self._data,
+            tokenizer=self.tokenizer,
             chat=self._chat,
-            questions=self._questions,
+            questions=self._data.questions(self._questions),
             stop_ids=bench.stop_ids,
             compute_dtype=bench.machine.spec.compute_dtype,
             seed=self._experiment.seed,

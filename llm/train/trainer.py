@@ -86,6 +86,8 @@ class Trainer(Protocol):
     fingerprint: dict[str, Any]
     """What was read, and how much, as JSON data."""
     objective: Objective
+    move_reference: Callable[[Any, Any, Any], Any] | None
+    """See `Stepper`."""
     rows: int
     """Of a batch, over all devices."""
     rows_at_once: int

@@ -7,6 +7,13 @@ import random
 from llm.data.tasks.task import Task
 
 
+def small_addition(rng: random.Random) -> Task:
+    """The sum of two numbers from 1 to 20: 400 questions in all."""
+    a, b = rng.randint(1, 20), rng.randint(1, 20)
+    question = f"What is {a} + {b}? Answer with the number only."
+    return Task(question, str(a + b), "small_addition")
+
+
 def addition(rng: random.Random) -> Task:
     """The sum of two numbers of up to four digits."""
     a, b = _number(rng, 4), _number(rng, 4)

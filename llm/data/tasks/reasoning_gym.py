@@ -147,7 +147,7 @@ def _try(name: str, number: int) -> tuple[GymTask | None, str]:
     question, answer = entry["question"], entry["answer"]
     if not isinstance(answer, str):
         return None, "its questions come without an answer"
-    task = GymTask(question, answer, name, dataset=dataset, entry=entry)
+    task = GymTask(question, answer, name, number=number, dataset=dataset, entry=entry)
     if not task.accepts(answer):
         return None, "its scorer refuses the answer that it gives"
     if task.accepts("nonsense"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,6 +22,7 @@ from llm.data.tasks.task import Task
 TASKS: dict[str, Callable[[random.Random], Task]] = {
     kind.__name__: kind
     for kind in (
+        arithmetic.small_addition,
         arithmetic.addition,
         arithmetic.subtraction,
         arithmetic.multiplication,
@@ -57,18 +59,20 @@ TASKS: dict[str, Callable[[random.Random], Task]] = {
     )
 }
 
+# Too small to be asked among the others, and too easy.
+_BY_NAME_ONLY = {"small_addition"}
 # A kind has run out when so many tasks in a row ask what was asked before.
 _PATIENCE = 1000
 
 
 def kinds(path: str | None) -> list[str]:
-    """The kinds that a `data.path` names: one of `TASKS`, all of them (None), or reasoning-gym's.
+    """The kinds that a `data.path` names: one of `TASKS`, all (None), or reasoning-gym's.
 
     Raises:
         RefusedError: reasoning-gym has none such that can be used, or is not installed.
     """
     if path is None:
-        return list(TASKS)
+        return [name for name in TASKS if name not in _BY_NAME_ONLY]
     return reasoning_gym.kinds(path) if path.startswith(reasoning_gym.PREFIX) else [path]
 
 
@@ -88,7 +92,7 @@ def make(name: str, number: int) -> Task:
     # unrelated tasks. (Random takes text too, at the price of a hash that is not needed here.)
     # The kinds call only methods of Random whose results are equal in every Python from 3.11 on.
     seed = int.from_bytes(f"{name} {number}".encode(), "big")
-    return TASKS[name](random.Random(seed))
+    return dataclasses.replace(TASKS[name](random.Random(seed)), number=number)
 
 
 def tasks(names: Sequence[str], count: int) -> Iterator[Task]:

@@ -16,12 +16,14 @@ class Task:
         answer: the short, canonical form of the only right answer.
         name: the kind of task, a key of `TASKS` or one of reasoning-gym's.
         any_case: an answer in other upper and lower case letters is right too.
+        number: which item of its kind it is.
     """
 
     question: str
     answer: str
     name: str
     any_case: bool = False
+    number: int = 0
 
     def accepts(self, completion: str) -> bool:
         """Whether a completion is the answer; the rule is that of `is_correct`."""

@@ -1,0 +1,1 @@
+"""Group-relative policy optimisation: prompts, rewards, rollouts, rows, loss."""

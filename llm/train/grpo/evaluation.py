@@ -1,0 +1,61 @@
+"""Held-out prompts: how many of them the policy answers right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from llm.generate.specs import Sampling
+from llm.train.grpo.prompts import Prompt
+from llm.train.grpo.sampling import Answering, passed, step_key
+
+_EVALUATION = 2  # purpose of a key
+
+
+def evaluate(
+    answering: Answering,
+    params: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+) -> dict[str, float]:
+    """Answer held-out prompts; the same numbers are drawn each time.
+
+    Args:
+        answering: answers and judges.
+        params: weights.
+        prompts: to answer.
+        sampling: how answers are drawn; besides, the likeliest tokens are taken once.
+        samples: answers to draw to each prompt.
+        seed: of the run.
+
+    Returns:
+        `eval/accuracy`, the share of right answers (first reward at least 1) by the likeliest
+        tokens; `eval/reward`, their mean reward; `eval/length_mean`. With samples also
+        `eval/pass_at_<k>` for k = 1, 2, 4, ..., the chance that one of k is right (unbiased, Chen
+        et al. 2021).
+
+    Raises:
+        StopRequestedError: a stop was asked for.
+    """
+    key = step_key(seed, _EVALUATION, 0)
+    likeliest = sampling.replace(temperature=0.0)
+    watch = answering.watch("evaluation")
+    groups = answering(params, prompts, likeliest, key, 1, watch)
+    metrics = {
+        "eval/accuracy": float(passed(groups).mean()),
+        "eval/reward": float(np.nanmean([group.total for group in groups])),
+        "eval/length_mean": float(np.mean([len(group.answers[0].ids) for group in groups])),
+    }
+    if samples:
+        groups = answering(params, prompts, sampling, key, samples, answering.watch("pass@k"))
+        right_P = passed(groups).sum(1)
+        for k in [2**i for i in range(samples.bit_length())]:
+            metrics[f"eval/pass_at_{k}"] = float(
+                np.mean([1 - comb(samples - c, k) / comb(samples, k) for c in right_P.tolist()])
+            )
+    return metrics

@@ -1,0 +1,216 @@
+"""Where batches come from: answers sampled with the weights of the moment, judged, laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm.core.spec import RefusedError
+from llm.data.order import permutation
+from llm.generate.specs import Sampling
+from llm.generate.watch import Watch
+from llm.train.grpo.advantages import equal_groups, group_advantages
+from llm.train.grpo.groups import Group
+from llm.train.grpo.layout import BatchMaker
+from llm.train.grpo.prompts import Prompts
+from llm.train.grpo.sampling import Answering, passed, step_key
+from llm.train.specs import GRPOSpec
+from llm.train.state import TrainState
+from llm.train.trainer import Drawn
+
+_ROLLOUT = 1  # purpose of a key
+_PARTS = 6  # purpose of a permutation, next to those in `llm.data` and `prompts`
+
+Score = Callable[[TrainState, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""`old_log_probs` and `reference_log_probs` of a batch, [R, C] each, as far as they are needed."""
+
+
+class Rollouts:
+    """Batches of answers.
+
+    Args:
+        spec: of the trainer.
+        seed: of the run; with the number of the rollout it decides what is drawn.
+        prompts: are answered.
+        batch_size: prompts of a rollout.
+        answering: answers them.
+        make: lays answers out as a batch.
+        score: looks at a batch with other weights; None: nothing needs to be known from it.
+        show: is given the groups of each rollout.
+    """
+
+    def __init__(
+        self,
+        spec: GRPOSpec,
+        seed: int,
+        prompts: Prompts,
+        batch_size: int,
+        answering: Answering,
+        make: BatchMaker,
+        score: Score | None,
+        show: Callable[[int, Sequence[Group]], None],
+        close: Callable[[], None],
+    ) -> None:
+        self._spec, self._seed, self._prompts = spec, seed, prompts
+        self._batch_size = batch_size
+        self._answering, self._make, self._score, self._show = answering, make, score, show
+        self._sampling = Sampling(
+            max_new_tokens=spec.max_new_tokens,
+            temperature=spec.temperature,
+            top_k=spec.top_k,
+            top_p=spec.top_p,
+        )
+        self.close = close
+        self._next_prompt = 0
+        self._rollout = 0
+        self._groups: list[Group] = []
+        self._parts: list[list[int]] = []  # numbers of groups, one list per update to come
+
+    def next(self, state: TrainState) -> Drawn:
+        """The next batch, of new answers if those before are used up."""
+        metrics: dict[str, float] = {}
+        if not self._parts:
+            metrics = self._roll_out(state)
+        groups = [self._groups[i] for i in self._parts.pop(0)]
+        return Drawn(self._make(groups), metrics)
+
+    def cursor(self) -> dict[str, Any]:
+        """Where it is, with the answers that are still to be trained on."""
+        left = bool(self._parts)
+        return {
+            "next_prompt": self._next_prompt,
+            "rollout": self._rollout,
+            "groups": [group.to_json() for group in self._groups] if left else [],
+            "parts": [list(part) for part in self._parts],
+        }
+
+    def restore(self, cursor: dict[str, Any]) -> None:
+        """Go on where `cursor()` was taken.
+
+        Raises:
+            RefusedError: this is not such a cursor.
+        """
+        if not {"next_prompt", "rollout", "groups", "parts"} <= cursor.keys():
+            raise RefusedError(f"cursor {str(cursor)[:80]}: not that of a trainer=grpo run")
+        self._next_prompt, self._rollout = cursor["next_prompt"], cursor["rollout"]
+        self._groups = [Group.from_json(group) for group in cursor["groups"]]
+        self._parts = [list(part) for part in cursor["parts"]]
+
+    def _roll_out(self, state: TrainState) -> dict[str, float]:
+        """Fill groups and parts; nothing is changed before all of it has worked."""
+        jax.block_until_ready(state.params)  # else the update's time would be the prompts'
+        spec = self._spec
+        watch = self._answering.watch("answers")
+        kept, seen, place = self._sampled(state, watch)
+        advantages = group_advantages(np.array([group.total for group in kept]), spec.advantage)
+        for group, row in zip(kept, advantages.tolist(), strict=True):
+            group.advantages = row
+        if self._score is not None:
+            self._add_scores(state, kept)
+        self._groups, self._parts = kept, self._divided(len(kept))
+        self._show(int(state.step), kept)
+        self._next_prompt, self._rollout = place, self._rollout + 1
+        return {**_metrics(seen), **_times(watch)}
+
+    def _sampled(self, state: TrainState, watch: Watch) -> tuple[list[Group], list[Group], int]:
+        """Groups to train on, all groups that were sampled, and the next prompt's place."""
+        spec, place = self._spec, self._next_prompt
+        key = step_key(self._seed, _ROLLOUT, self._rollout)
+        kept: list[Group] = []
+        seen: list[Group] = []
+        for attempt in range(1 + spec.dynamic_sampling):
+            prompts, place = self._prompts.draw(place, self._batch_size - len(kept))
+            key_of_attempt = jax.random.fold_in(key, attempt)
+            new = self._answering(
+                state.params, prompts, self._sampling, key_of_attempt, spec.group_size, watch
+            )
+            for group in new:
+                self._penalise_length(group)
+            seen += new
+            equal = equal_groups(np.array([group.total for group in new]))
+            keep_all = not spec.dynamic_sampling
+            kept += [g for g, same in zip(new, equal, strict=True) if keep_all or not same]
+            if len(kept) == self._batch_size:
+                break
+        return kept or new, seen, place
+
+    def _penalise_length(self, group: Group) -> None:
+        """Less reward for the last tokens before the limit (Yu et al. 2025, soft punishment)."""
+        buffer = self._spec.overlong_buffer
+        if not buffer:
+            return
+        free = self._spec.max_new_tokens - buffer
+        penalty = [min(0.0, (free - len(answer.ids)) / buffer) for answer in group.answers]
+        group.rewards["overlong"] = penalty
+        group.total = [a + b for a, b in zip(group.total, penalty, strict=True)]
+
+    def _add_scores(self, state: TrainState, groups: Sequence[Group]) -> None:
+        """One pass over all groups, some of them at a time: a batch's arrays are of one size."""
+        assert self._score is not None
+        size = self._batch_size // self._spec.mini_batches
+        for first in range(0, len(groups), size):
+            some = groups[first : first + size]
+            for name, values_RC in self._score(state, self._make(some)).items():
+                self._make.hand_back(some, name, values_RC)
+
+    def _divided(self, count: int) -> list[list[int]]:
+        """Numbers of groups for each update: in order at first, shuffled in later epochs."""
+        spec = self._spec
+        size = self._batch_size // spec.mini_batches
+        parts: list[list[int]] = []
+        for epoch in range(spec.epochs):
+            order = list(range(count))
+            if epoch:
+                order = permutation(count, self._seed, _PARTS, self._rollout, epoch).tolist()
+            parts += [order[i : i + size] for i in range(0, count, size)]
+        return parts
+
+
+def _metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What was sampled: rewards and lengths."""
+    total_PG = np.array([group.total for group in groups])
+    there_PG = ~np.isnan(total_PG)
+    right_PG = passed(groups)
+    lengths = [len(answer.ids) for group in groups for answer in group.answers]
+    stopped = [answer.stopped for group in groups for answer in group.answers]
+    all_right, none_right = right_PG.all(1).mean(), (~right_PG).all(1).mean()
+    metrics = {
+        "reward/mean": _mean(total_PG),
+        "reward/std": _mean(np.array([_std(row) for row in total_PG])),
+        "reward/zero_std_fraction": equal_groups(total_PG).mean(),
+        "reward/all_right_fraction": all_right,
+        "reward/all_wrong_fraction": none_right,
+        "reward/mixed_fraction": 1 - all_right - none_right,
+        "reward/missing_fraction": 1 - there_PG.mean(),
+        "completions/length_mean": np.mean(lengths),
+        "completions/length_max": np.max(lengths),
+        "completions/stopped_fraction": np.mean(stopped),
+    }
+    for name in groups[0].rewards:
+        values = np.array([group.rewards[name] for group in groups])
+        metrics[f"reward/{name}"] = _mean(values)
+        metrics[f"reward/{name}_std"] = _std(values)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _times(watch: Watch) -> dict[str, float]:
+    return {
+        "perf/prefill_time": watch.prefill_seconds,
+        "perf/decode_time": watch.decode_seconds,
+        "perf/decode_tokens_per_second": watch.tokens / max(watch.decode_seconds, 1e-9),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that there are; NaN if there are none."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else np.nan
+
+
+def _std(values: np.ndarray) -> float:
+    """Standard deviation of a sample, of those that there are."""
+    there = values[~np.isnan(values)]
+    return float(there.std(ddof=1)) if there.size > 1 else 0.0

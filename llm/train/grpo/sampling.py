@@ -1,0 +1,106 @@
+"""Answers to prompts, with their rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from llm.data.tokenizer import Tokenizer
+from llm.generate.engine import Engine
+from llm.generate.specs import Sampling
+from llm.generate.watch import Watch
+from llm.train.grpo.groups import Group
+from llm.train.grpo.prompts import Prompt
+from llm.train.grpo.rewards import Rewards
+from llm.train.stopping import StopRequestedError
+from llm.train.trainer import Workbench
+
+
+class Answering:
+    """Answers prompts with given weights, and has the answers judged.
+
+    Args:
+        bench: of the run.
+        tokenizer: of the model.
+        rewards: judge the answers.
+        rows: answers that are written at a time.
+    """
+
+    def __init__(
+        self, bench: Workbench, tokenizer: Tokenizer, rewards: Rewards, rows: int | None
+    ) -> None:
+        self._bench, self._tokenizer = bench, tokenizer
+        self._rewards, self._rows = rewards, rows
+        self._stop_ids = bench.stop_ids or (tokenizer.separator_id,)
+
+    def __call__(
+        self,
+        params: Any,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        key: Key[Array, ""],
+        n: int,
+        watch: Watch,
+    ) -> list[Group]:
+        """`n` answers to each prompt.
+
+        Raises:
+            StopRequestedError: a stop was asked for meanwhile.
+            RewardError: a reward cannot be had for any answer.
+        """
+        bench = self._bench
+        engine = Engine(bench.model, params, compute_dtype=bench.machine.spec.compute_dtype)
+        before = watch.prefill_seconds
+        with bench.ledger("decode"):
+            answers = bench.stop.wait_for(
+                lambda: engine.generate(
+                    [prompt.ids for prompt in prompts],
+                    sampling,
+                    key=key,
+                    stop_ids=self._stop_ids,
+                    n=n,
+                    batch_size=self._rows or n * len(prompts),
+                    watch=watch,
+                )
+            )
+        bench.ledger.move("decode", "prefill", watch.prefill_seconds - before)
+        texts = [self._tokenizer.decode(answer.ids) for of_one in answers for answer in of_one]
+        examples = [prompt.example for prompt in prompts for _ in range(n)]
+        with bench.ledger("reward"):
+            scores = self._rewards(texts, examples)
+        return [
+            Group(
+                prompt=prompt.ids,
+                question=self._tokenizer.decode(prompt.ids, skip_specials=False),
+                answers=answers[i],
+                texts=texts[i * n : (i + 1) * n],
+                total=scores.total[i * n : (i + 1) * n].tolist(),
+                rewards={k: v[i * n : (i + 1) * n].tolist() for k, v in scores.by_name.items()},
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def watch(self, what: str) -> Watch:
+        """Shows how far it is, and ends it early when a stop is asked for."""
+        stop, report = self._bench.stop, self._bench.report
+
+        def look(watch: Watch) -> None:
+            report.answering(what, watch.done, watch.total, watch.tokens)
+            if stop():
+                raise StopRequestedError
+
+        return Watch(look)
+
+
+def passed(groups: Sequence[Group]) -> np.ndarray:
+    """Which answers are right, bool [P, G]: those that the first reward gives 1 or more."""
+    return np.array([next(iter(group.rewards.values())) for group in groups]) >= 1
+
+
+def step_key(seed: int, purpose: int, step: int) -> Key[Array, ""]:
+    """For all that is drawn at a step; the engine adds numbers of prompt, sample and token."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)

@@ -1,0 +1,225 @@
+"""GRPO as a trainer: its data are prompts, its batches are answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llm.core.machine import Machine
+from llm.core.spec import RefusedError
+from llm.data.specs import PackedSpec
+from llm.generate.specs import Sampling
+from llm.models.lora import without_adapters
+from llm.models.specs import LoRASpec
+from llm.report.samples import Sample
+from llm.train.compiled import Compiled
+from llm.train.experiment import ExperimentSpec
+from llm.train.grpo.evaluation import evaluate
+from llm.train.grpo.groups import Group
+from llm.train.grpo.layout import BatchMaker
+from llm.train.grpo.policy_gradient import PolicyGradient
+from llm.train.grpo.prompts import Prompts
+from llm.train.grpo.rewards import Rewards
+from llm.train.grpo.rollouts import Rollouts, Score
+from llm.train.grpo.sampling import Answering
+from llm.train.grpo.scoring import Scorer
+from llm.train.origin import Origin
+from llm.train.samples import Sampler, sampler
+from llm.train.specs import GRPOSpec
+from llm.train.state import TrainState
+from llm.train.step import Objective
+from llm.train.trainable import joined
+from llm.train.trainer import Work, Workbench
+
+_TOKENS_AT_ONCE = {"cpu": 4096}  # through the model, where hardware.micro_batch does not say
+_TOKENS_AT_ONCE_ELSEWHERE = 32768
+_ANSWERED = 8  # held-out prompts whose answers are shown
+
+
+class GRPO:
+    """Shao et al. 2024, DeepSeekMath, and what others made of it.
+
+    Args:
+        spec: of this trainer.
+        experiment: the whole of it.
+        origin: where tokenizer and template come from.
+        machine: decides how many rows go through the model at once.
+    """
+
+    def __init__(
+        self, spec: GRPOSpec, experiment: ExperimentSpec, origin: Origin, machine: Machine
+    ) -> None:
+        if jax.process_count() > 1:
+            raise RefusedError("trainer=grpo: runs on the devices of one host, not of several")
+        tokenizer = origin.tokenizer()
+        if tokenizer is None:
+            raise RefusedError(
+                "trainer=grpo: there is nothing to reward in what random weights say; init_from "
+                "names weights to begin with (last:sft, hf:org/name, a run folder, ...)"
+            )
+        self._spec, self._experiment = spec, experiment
+        data, hardware = experiment.data, machine.spec
+        self._chat = origin.chat()
+        self.tokenizer = tokenizer
+        stop_ids = origin.stop_ids(tokenizer) or (tokenizer.separator_id,)
+        longest = data.seq_len - spec.max_new_tokens
+        self._prompts = Prompts(data, experiment.seed, tokenizer, self._chat, stop_ids[0], longest)
+        self.fingerprint = self._prompts.fingerprint
+        self.objective: Objective = PolicyGradient(
+            loss_chunk=machine.loss_chunk,
+            loss=spec.loss,
+            temperature=spec.temperature,
+            clip_low=spec.clip_low,
+            clip_high=spec.clip_high,
+            kl_weight=spec.kl_weight,
+            entropy_weight=spec.entropy_weight,
+            importance_cap=spec.importance_cap,
+        )
+        self.move_reference = _mover(spec) if spec.keeps_reference else None
+        self._loss_chunk = machine.loss_chunk
+        tokens = _TOKENS_AT_ONCE.get(machine.device.platform, _TOKENS_AT_ONCE_ELSEWHERE)
+        at_once = hardware.micro_batch or max(tokens // data.seq_len // hardware.devices, 1)
+        answers = data.batch_size // spec.mini_batches * spec.group_size
+        self.rows_at_once = min(at_once * hardware.devices, _up_to(answers, hardware.devices))
+        self.rows = _up_to(answers, self.rows_at_once)
+
+    def begin(self, bench: Workbench) -> Work:
+        """The parts for the loop."""
+        spec, experiment = self._spec, self._experiment
+        rewards = Rewards(spec.rewards, spec.reward_weights, spec.reward_timeout)
+        answering = Answering(bench, self.tokenizer, rewards, spec.rows_decoded)
+        make = BatchMaker(
+            spec=spec,
+            lengths=experiment.data.row_lengths(),
+            rows=self.rows,
+            rows_at_once=self.rows_at_once,
+            share_prompts=isinstance(experiment.data, PackedSpec),
+        )
+        source = Rollouts(
+            spec,
+            experiment.seed,
+            self._prompts,
+            experiment.data.batch_size,
+            answering,
+            make,
+            self._score(bench),
+            self._show(bench),
+            rewards.close,
+        )
+        held_out = self._prompts.held_out(spec.eval_prompts)
+        sampling = Sampling(
+            max_new_tokens=spec.max_new_tokens,
+            temperature=spec.temperature,
+            top_k=spec.top_k,
+            top_p=spec.top_p,
+        )
+
+        def judge(params: Any) -> dict[str, float]:
+            seed, samples = experiment.seed, spec.eval_samples
+            return evaluate(answering, params, held_out, sampling, samples, seed)
+
+        every = experiment.samples.every
+        return Work(source, judge if held_out else None, self._sampler(bench) if every else None)
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """The share of wrong answers."""
+        accuracy = metrics.get("eval/accuracy")
+        return None if accuracy is None else 1 - accuracy
+
+    def _score(self, bench: Workbench) -> Score | None:
+        """Passes with other weights, if the loss needs any."""
+        spec = self._spec
+
+        def scorer(model: Any) -> Compiled:
+            pass_ = Scorer(model, bench.stepper, self._loss_chunk, spec.temperature)
+            options = bench.machine.compiler_options
+            return Compiled(jax.jit(pass_, compiler_options=options), bench.stop, bench.ledger)
+
+        if spec.on_policy and not spec.kl_weight:
+            return None
+        own = scorer(bench.model)
+        base = scorer(bench.model.replace(lora=LoRASpec()))
+
+        def score(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            placed, found = bench.place(batch), {}
+            with bench.ledger("score"):
+                if not spec.on_policy:
+                    found["old_log_probs"] = own(state.params, placed)
+                if spec.kl_weight and spec.reference == "base":
+                    found["reference_log_probs"] = base(without_adapters(state.params), placed)
+                elif spec.kl_weight:
+                    reference = joined(state.params, state.reference)
+                    found["reference_log_probs"] = own(reference, placed)
+                return {name: np.asarray(values) for name, values in found.items()}
+
+        return score
+
+    def _show(self, bench: Workbench) -> Callable[[int, Sequence[Group]], None]:
+        """Writes the answers of a rollout as a table, as often as samples are drawn."""
+        every = self._experiment.samples.every
+
+        def show(step: int, groups: Sequence[Group]) -> None:
+            if every is None or step % every:
+                return
+            rows = [
+                {
+                    "prompt": group.question,
+                    "completion": self.tokenizer.decode(answer.ids, skip_specials=False),
+                    "reward": group.total[i],
+                    **{f"reward/{name}": values[i] for name, values in group.rewards.items()},
+                    "advantage": group.advantages[i],
+                    "tokens": len(answer.ids),
+                    "stopped": answer.stopped,
+                }
+                for group in groups
+                for i, answer in enumerate(group.answers)
+            ]
+            bench.report.completions(step, rows)
+
+        return show
+
+    def _sampler(self, bench: Workbench) -> Sampler | None:
+        """Answers to some held-out prompts, by the likeliest tokens or as samples say."""
+        sample = sampler(
+            self._experiment.samples,
+            model=bench.model,
+            tokenizer=self.tokenizer,
+            chat=self._chat,
+            questions=self._prompts.questions(_ANSWERED),
+            stop_ids=bench.stop_ids or (self.tokenizer.separator_id,),
+            compute_dtype=bench.machine.spec.compute_dtype,
+            seed=self._experiment.seed,
+        )
+        if sample is None:
+            return None
+
+        def draw(params: Any, step: int) -> tuple[list[Sample], dict[str, float]]:
+            # So few answers make no metric; an evaluation does.
+            return bench.stop.wait_for(lambda: sample(params, step))[0], {}
+
+        return draw
+
+
+def _mover(spec: GRPOSpec) -> Callable[[Any, Any, Any], Any] | None:
+    """How the reference follows the trained weights."""
+    if spec.reference == "ema":
+        decay = spec.reference_decay
+        return lambda step, trained, old: optax.incremental_update(trained, old, 1 - decay)
+    if spec.reference == "periodic":
+        every = spec.reference_every
+
+        def copy(step: Any, trained: Any, old: Any) -> Any:
+            return jax.tree.map(lambda t, o: jnp.where(step % every == 0, t, o), trained, old)
+
+        return copy
+    return None
+
+
+def _up_to(n: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-n // multiple) * multiple
