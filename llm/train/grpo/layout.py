@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from llm.train.grpo.groups import Group
 from llm.train.grpo.rows import Answer, Layout, collate, one_per_row, packed, place_of
 from llm.train.specs import GRPOSpec
 
-Array = np.ndarray[Any, Any]
 _PER_ANSWER = ("grpo", "gspo")  # each answer weighs the same, whatever its length
 
 
@@ -34,7 +32,7 @@ class BatchMaker:
     rows_at_once: int
     share_prompts: bool
 
-    def __call__(self, groups: Sequence[Group]) -> dict[str, Array]:
+    def __call__(self, groups: Sequence[Group]) -> dict[str, np.ndarray]:
         """The arrays, see `llm.train.grpo.rows.collate`."""
         answers, _ = self._answers(groups)
         layout, T = self._layout(groups, answers)
@@ -48,7 +46,7 @@ class BatchMaker:
             divisor=self._divisor(groups),
         )
 
-    def hand_back(self, groups: Sequence[Group], name: str, values_RC: Array) -> None:
+    def hand_back(self, groups: Sequence[Group], name: str, values_RC: np.ndarray) -> None:
         """Give each answer its numbers of a batch made of these groups, as `scores[name]`."""
         answers, owners = self._answers(groups)
         layout, _ = self._layout(groups, answers)

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-Array = np.ndarray[Any, Any]
 _INTEGERS = (
     *("tokens", "segment_ids", "positions", "branch_ids"),
     *("places", "targets", "sequence_ids"),
@@ -96,7 +94,7 @@ def collate(
     rows: int,
     rows_at_once: int,
     divisor: float,
-) -> dict[str, Array]:
+) -> dict[str, np.ndarray]:
     """The arrays of a batch.
 
     Args:
@@ -116,7 +114,7 @@ def collate(
         completion tokens of a row, which come first; `divisor` fp32 [R], whose sum it is.
     """
     names = list(answers[0].values) if answers else ["sampler_log_probs"]
-    batch: dict[str, Array] = {name: np.zeros((rows, T), np.int32) for name in _INTEGERS}
+    batch: dict[str, np.ndarray] = {name: np.zeros((rows, T), np.int32) for name in _INTEGERS}
     batch |= {name: np.zeros((rows, T), np.float32) for name in {*_NUMBERS, *names}}
     batch["counts"] = np.zeros(rows, np.int32)
     batch["divisor"] = np.zeros(rows, np.float32)
@@ -157,7 +155,7 @@ def _size(stretch: _Stretch) -> int:
 
 
 def _fill(
-    row: dict[str, Array],
+    row: dict[str, np.ndarray],
     stretches: Sequence[_Stretch],
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Answer],
@@ -188,7 +186,12 @@ def _fill(
 
 
 def _read(
-    row: dict[str, Array], at: int, ids: Sequence[int], segment: int, position: int, branch: int
+    row: dict[str, np.ndarray],
+    at: int,
+    ids: Sequence[int],
+    segment: int,
+    position: int,
+    branch: int,
 ) -> None:
     """Write tokens that the model reads."""
     here = slice(at, at + len(ids))

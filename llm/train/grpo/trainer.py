@@ -36,8 +36,10 @@ from llm.train.step import Objective
 from llm.train.trainable import joined
 from llm.train.trainer import Work, Workbench
 
-_TOKENS_AT_ONCE = {"cpu": 4096}  # through the model, where hardware.micro_batch does not say
-_TOKENS_AT_ONCE_ELSEWHERE = 32768
+# Through the model, where hardware.micro_batch does not say: enough to keep the device busy, and no
+# more, since what the last rows leave empty is gone through as well.
+_TOKENS_AT_ONCE = {"cpu": 512}
+_TOKENS_AT_ONCE_ELSEWHERE = 8192
 _ANSWERED = 8  # held-out prompts whose answers are shown
 
 
