@@ -363,10 +363,10 @@ class GRPOSpec(TrainerSpec):
     template: str | None = knob(
         None, "file with a chat template; null: the model's own; a model without gets plain text"
     )
-    rewards: list[str] = knob(
+    rewards: Sequence[str] = knob(
         ["correct"], "what judges answers: correct, last_number, math, or FILE.py:FUNCTION"
     )
-    reward_weights: list[float] = knob([], "one for each; none at all: each counts 1")
+    reward_weights: Sequence[float] = knob([], "one for each; none at all: each counts 1")
     reward_timeout: float = knob(10.0, "seconds that judging one answer may take", gt=0)
     overlong_buffer: int = knob(
         0, "an answer's last so many tokens before the limit cost up to 1, evenly; 0 is off", ge=0
