@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LOWER_IS_BETTER = ("/loss", "/bits_per_byte", "/perplexity")
-_HIGHER_IS_BETTER = ("reward/mean", "/accuracy", "/exact_match", "/pass_rate")
+_HIGHER_IS_BETTER = ("reward/mean", "/accuracy", "/exact_match", "eval/reward")
 _NOT_METRICS = ("step", "tokens", "time")
 
 
@@ -15,7 +15,9 @@ def direction(name: str) -> int:
     """-1 if a lower value of this metric is better, 1 if a higher one is, 0 if neither."""
     if name.endswith(_LOWER_IS_BETTER) and not name.startswith(("policy/", "train/aux")):
         return -1
-    return 1 if name.endswith(_HIGHER_IS_BETTER) else 0
+    if name.endswith(_HIGHER_IS_BETTER) or name.startswith("eval/pass_at_"):
+        return 1
+    return 0
 
 
 class Scores:

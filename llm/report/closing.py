@@ -15,7 +15,10 @@ from llm.report.numbers import clock, number, si
 from llm.report.wandb_tracker import WandbTracker
 
 _COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red"}
-_SHOWN = ("eval/loss", "eval/bits_per_byte", "eval/exact_match", "reward/mean", "train/loss")
+_SHOWN = (
+    *("eval/loss", "eval/bits_per_byte", "eval/exact_match"),
+    *("eval/accuracy", "reward/mean", "train/loss"),
+)
 
 
 def show_closing(

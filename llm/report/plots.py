@@ -69,6 +69,14 @@ _PANELS = (
         higher_is_better=True,
     ),
     _Panel(
+        "Tokens per answer",
+        lines=(("completions/length_mean", "", _BLUE),),
+        smooth=True,
+        from_zero=True,
+    ),
+    _Panel("Divergence from the reference", lines=(("policy/kl", "", _PURPLE),), smooth=True),
+    _Panel("Entropy of the policy", lines=(("policy/entropy", "", _BLUE),), smooth=True),
+    _Panel(
         "Loss",
         lines=(("train/loss", "train", _BLUE),),
         dots=(("eval/loss", "held out", _ORANGE),),

@@ -46,7 +46,7 @@ class ProgressLine:
         self._total, self._clock = total, clock
         self._marks = deque([(clock(), start_step, start_tokens)], maxlen=_WINDOW)
         self._sum, self._weight = 0.0, 0.0
-        self._last_plain = -math.inf
+        self._last_plain = self._last_note = -math.inf
         self._last_line = ""
         self._open = ExitStack()
         self._live: Progress | None = None
@@ -89,8 +89,8 @@ class ProgressLine:
         """Show what is going on between two events."""
         if self._live:
             self._live.update(self._task, left=text)
-        elif self._clock() - self._last_plain >= _PLAIN_EVERY:
-            self._last_plain = self._clock()
+        elif self._clock() - max(self._last_plain, self._last_note) >= _PLAIN_EVERY:
+            self._last_note = self._clock()
             logger.info("{}", text)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:

@@ -124,6 +124,7 @@ def _key_numbers(
         ("eval/loss", "held-out loss"),
         ("eval/bits_per_byte", "bits per byte"),
         ("eval/exact_match", "answers equal to the data's"),
+        ("eval/accuracy", "right answers, held out"),
         ("reward/mean", "reward"),
         ("train/loss", "training loss"),
     ):

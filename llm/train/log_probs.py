@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-
 _WIDEST = 128  # columns: what a row does not fill of the last ones is gone through for nothing
 
 

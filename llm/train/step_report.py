@@ -63,9 +63,9 @@ class StepReport:
             step: optimizer steps done when these metrics are ready.
             metrics: scalars on the device.
             of_batch: what was measured while the batch was made.
-            data_wait: seconds the loop waited for the batch.
+            data_wait: seconds the loop waited for the batch, if `of_batch` does not say so.
         """
-        of_batch = {**of_batch, "perf/data_wait": data_wait}
+        of_batch = {"perf/data_wait": data_wait, **of_batch}
         previous, self._pending = self._pending, _Pending(step, metrics, of_batch)
         self._log(previous)
 

@@ -66,10 +66,17 @@ def test_every_model_with_every_kind_of_data(experiment, tiny_words, tmp_path, m
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_model_is_fine_tuned(experiment, tiny_words, tmp_path, model) -> None:
+def test_every_model_is_fine_tuned_and_reinforced(experiment, tiny_words, tmp_path, model) -> None:
     data = "padded" if model == "llama_tiny" else "packed"
-    words = [*words_of(model=model, data=data, trainer="sft", hardware="cpu"), *tiny_words]
-    took_two_steps(experiment(*words, *SHRINK[model], "init_from=scratch"), tmp_path)
+    words = [*words_of(model=model, data=data, hardware="cpu"), *tiny_words, *SHRINK[model]]
+    took_two_steps(experiment("trainer=sft", *words, "init_from=scratch"), tmp_path / "sft")
+    words += [f"init_from={tmp_path / 'sft'}", "data.source=task", "data.path=addition"]
+    words += ["data.seq_len=128", "data.max_documents=40", "trainer.max_new_tokens=4"]
+    words += ["trainer.group_size=2", "trainer.eval_prompts=2", "model.vocab_size=null"]
+    outcome = run(experiment("trainer=grpo", *words), tmp_path / "grpo")
+    assert (outcome.status, outcome.step) == ("finished", 2)
+    final = json.loads((tmp_path / "grpo" / "result.json").read_text())["final"]
+    assert {"reward/mean", "eval/accuracy", "policy/entropy"} <= final.keys()
 
 
 @pytest.mark.parametrize("optimizer", GROUPS["trainer/optimizer"])

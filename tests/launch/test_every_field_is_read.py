@@ -34,8 +34,10 @@ from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
+from llm.train.grpo.trainer import mover_of
 from llm.train.run import run
 from llm.train.run_folder import check_run_folder
+from llm.train.specs import GRPOSpec
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
 NESTED += [RopeScalingSpec, LoRASpec]
@@ -130,6 +132,11 @@ def test_every_field_of_every_spec_is_read(
          "trainer/optimizer=muon", "trainer/schedule=warmup_stable_decay"],
         ["trainer=sft", *tiny_words, "model.n_heads=2", "hardware=cpu", "data.source=task",
          "data.path=null", "data.max_documents=200", "samples.every=2", "samples.max_new_tokens=2"],
+        ["trainer=grpo", *tiny_words, "model.n_heads=2", "hardware=cpu", "data.source=task",
+         "data.path=addition", "data.max_documents=60", f"init_from={trained_run}",
+         "model.max_seq_len=64", "data.seq_len=64", "trainer.max_new_tokens=2",
+         "trainer.group_size=2", "trainer.kl_weight=0.1", "trainer.reference=ema",
+         "trainer.eval_prompts=2", "trainer.mini_batches=2"],
     ]  # fmt: skip
     with watched() as reads:
         for number, words in enumerate(runs):
@@ -138,6 +145,9 @@ def test_every_field_of_every_spec_is_read(
             run(spec, folder)
             with pytest.raises(RefusedError, match="holds a run already"):
                 check_run_folder(spec, folder)
+        with pytest.raises(RefusedError, match="rewards=nothing: "):
+            experiment("trainer=grpo", "trainer.rewards=[nothing]").trainer.check_available()
+        mover_of(GRPOSpec(reference="periodic"))
         for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
             words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]
             trainer = experiment(*words).trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from llm.core.spec import RefusedError
 from llm.data.order import permutation
 from llm.generate.specs import Sampling
 from llm.generate.watch import Watch
+from llm.report.ledger import Ledger
 from llm.train.grpo.advantages import equal_groups, group_advantages
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
@@ -40,6 +42,8 @@ class Rollouts:
         make: lays answers out as a batch.
         score: looks at a batch with other weights; None: nothing needs to be known from it.
         show: is given the groups of each rollout.
+        ledger: is told when it waits for the update before.
+        close: lets go of the rewards.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Rollouts:
         make: BatchMaker,
         score: Score | None,
         show: Callable[[int, Sequence[Group]], None],
+        ledger: Ledger,
         close: Callable[[], None],
     ) -> None:
         self._spec, self._seed, self._prompts = spec, seed, prompts
@@ -63,6 +68,7 @@ class Rollouts:
             top_k=spec.top_k,
             top_p=spec.top_p,
         )
+        self._ledger = ledger
         self.close = close
         self._next_prompt = 0
         self._rollout = 0
@@ -101,7 +107,9 @@ class Rollouts:
 
     def _roll_out(self, state: TrainState) -> dict[str, float]:
         """Fill groups and parts; nothing is changed before all of it has worked."""
-        jax.block_until_ready(state.params)  # else the update's time would be the prompts'
+        with self._ledger("train"):
+            jax.block_until_ready(state.params)  # else the update's time would be the prompts'
+        begin = time.perf_counter()
         spec = self._spec
         watch = self._answering.watch("answers")
         kept, seen, place = self._sampled(state, watch)
@@ -113,7 +121,8 @@ class Rollouts:
         self._groups, self._parts = kept, self._divided(len(kept))
         self._show(int(state.step), kept)
         self._next_prompt, self._rollout = place, self._rollout + 1
-        return {**_metrics(seen), **_times(watch)}
+        waited = {"perf/data_wait": time.perf_counter() - begin}
+        return {**_metrics(seen), **_times(watch), **waited}
 
     def _sampled(self, state: TrainState, watch: Watch) -> tuple[list[Group], list[Group], int]:
         """Groups to train on, all groups that were sampled, and the next prompt's place."""

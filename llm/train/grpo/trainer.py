@@ -38,7 +38,7 @@ from llm.train.trainer import Work, Workbench
 
 # Through the model, where hardware.micro_batch does not say: enough to keep the device busy, and no
 # more, since what the last rows leave empty is gone through as well.
-_TOKENS_AT_ONCE = {"cpu": 512}
+_TOKENS_AT_ONCE = {"cpu": 1024}
 _TOKENS_AT_ONCE_ELSEWHERE = 8192
 _ANSWERED = 8  # held-out prompts whose answers are shown
 
@@ -82,7 +82,7 @@ class GRPO:
             entropy_weight=spec.entropy_weight,
             importance_cap=spec.importance_cap,
         )
-        self.move_reference = _mover(spec) if spec.keeps_reference else None
+        self.move_reference = mover_of(spec) if spec.keeps_reference else None
         self._loss_chunk = machine.loss_chunk
         tokens = _TOKENS_AT_ONCE.get(machine.device.platform, _TOKENS_AT_ONCE_ELSEWHERE)
         at_once = hardware.micro_batch or max(tokens // data.seq_len // hardware.devices, 1)
@@ -111,6 +111,7 @@ class GRPO:
             make,
             self._score(bench),
             self._show(bench),
+            bench.ledger,
             rewards.close,
         )
         held_out = self._prompts.held_out(spec.eval_prompts)
@@ -207,7 +208,7 @@ class GRPO:
         return draw
 
 
-def _mover(spec: GRPOSpec) -> Callable[[Any, Any, Any], Any] | None:
+def mover_of(spec: GRPOSpec) -> Callable[[Any, Any, Any], Any] | None:
     """How the reference follows the trained weights."""
     if spec.reference == "ema":
         decay = spec.reference_decay
