@@ -11,7 +11,7 @@ import pytest
 
 from llm.core.spec import RefusedError
 from llm.data.tasks import registry
-from llm.data.tasks.registry import TASKS, make, tasks
+from llm.data.tasks.registry import TASKS, kinds, make, tasks
 from llm.data.tasks.task import Task
 from llm.data.tasks.verifier import is_correct
 from llm.data.tasks.words import WORDS
@@ -182,6 +182,7 @@ def travelling(question):
 
 
 SOLVERS = {
+    "small_addition": lambda q: sum(numbers(q)),
     "addition": lambda q: sum(numbers(q)),
     "subtraction": subtraction,
     "multiplication": lambda q: sum([numbers(q)[0]] * numbers(q)[1]),
@@ -229,7 +230,14 @@ def test_answers_are_what_another_computation_gives(name):
         assert task.answer == str(SOLVERS[name](task.question)), task.question
 
 
-@pytest.mark.parametrize("name", TASKS)
+def test_what_is_too_easy_is_asked_by_name_only():
+    assert set(TASKS) - set(kinds(None)) == {"small_addition"}
+    assert kinds("small_addition") == ["small_addition"]
+    questions = {task.question for task in tasks(["small_addition"], 10_000)}
+    assert len(questions) == 400 and "What is 13 + 14? Answer with the number only." in questions
+
+
+@pytest.mark.parametrize("name", kinds(None))
 def test_kinds_ask_in_several_ways(name):
     # The end of a question without its numbers, words and days tells the phrasing.
     variable = r'"[^"]*"|-?\d[\d,: -]*|\b[A-Z][a-z]+day\b|\b(?:' + "|".join(WORDS) + r")\b"
@@ -243,13 +251,15 @@ def test_an_item_is_a_function_of_kind_and_number():
     assert make("capitals", 0) == Task(question, "CHAIR", "capitals")
     question = "Sort these words alphabetically: office, grass, never, square, dream"
     answer = "dream, grass, never, office, square"
-    assert make("sort_words", 10**30) == Task(question, answer, "sort_words", any_case=True)
+    number = 10**30
+    same = Task(question, answer, "sort_words", any_case=True, number=number)
+    assert make("sort_words", number) == same
 
 
 def test_tasks_are_the_same_on_every_python_and_machine():
     # Changing this number changes what models were trained on: do it knowingly.
-    text = "".join(repr(task) for task in tasks(list(TASKS), 5000))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "23855ac3f1ff2ce8"
+    text = "".join(repr(task) for task in tasks(kinds(None), 5000))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "d4cc126501a83e21"
 
 
 def test_kinds_take_turns_and_questions_do_not_repeat():
