@@ -74,7 +74,7 @@ _PANELS = (
         smooth=True,
         from_zero=True,
     ),
-    _Panel("Divergence from the reference", lines=(("policy/kl", "", _PURPLE),), smooth=True),
+    _Panel("Divergence of the policy", lines=(("policy/kl", "", _PURPLE),), smooth=True),
     _Panel("Entropy of the policy", lines=(("policy/entropy", "", _BLUE),), smooth=True),
     _Panel(
         "Loss",
@@ -132,7 +132,8 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
         axes.set_xlim(0, (last or 1.0) * 1.01)
         _draw(axes, panel, have, tall=i == 0)
         for name, _, _ in panel.lines:
-            if name in whole:
+            # A policy's are missing where nothing was trained on: no cause for alarm.
+            if name in whole and not name.startswith("policy/"):
                 _note_gaps(axes, whole[name])
     bottom = grid[-1, 0]
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
