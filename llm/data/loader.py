@@ -97,7 +97,7 @@ class _Reader:
         self._index = first
         self._iterator: Any = None
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._read: queue.SimpleQueue[tuple[int, Batch] | Exception] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[tuple[int, Batch] | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 
@@ -105,7 +105,7 @@ class _Reader:
         """Number and arrays of the next batch."""
         self._wanted.put(True)
         result = self._read.get()
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 
@@ -124,7 +124,7 @@ class _Reader:
                     self._iterator = self._iterate()
                 self._read.put((self._index, _copied(next(self._iterator))))
                 self._index += 1
-            except Exception as error:
+            except BaseException as error:  # whoever waits must hear of it
                 self._read.put(error)
         if self._iterator is not None:
             self._iterator.close()

@@ -116,10 +116,12 @@ class _Run:
             raise
         try:
             loop, source = self._loop(checkpoints, report, restored, parent)
-            state, status = loop.run(state, source)
+            try:
+                state, status = loop.run(state, source)
+            finally:
+                source.close()
             with self.ledger("checkpoint"):
                 checkpoints.close()
-            source.close()
         except BaseException as error:
             report.finish("failed", error=error, ledger=self.ledger.totals())
             raise

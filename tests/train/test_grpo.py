@@ -224,6 +224,8 @@ def test_rewards_that_fail_end_the_run(grpo, tmp_path: Path) -> None:
     assert result(tmp_path / "run")["error"]["type"] == "RewardError"
     run(grpo("letters", "never"), tmp_path / "other")
     assert steps_of(tmp_path / "other")[0]["reward/never"] is None
+    with pytest.raises(RewardError, match="applies to any of the 16 answers of a rollout"):
+        run(grpo("never"), tmp_path / "nothing")
 
 
 def test_a_stop_does_not_wait_for_the_answers(grpo, tmp_path: Path, monkeypatch) -> None:

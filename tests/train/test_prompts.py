@@ -39,6 +39,7 @@ def prompts_of(tokenizer: Tokenizer, chat: ChatSettings | None = None, **changes
         ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
                        {"role": "assistant", "content": "b"}]}, ["s", "a"], "b"),
         ({"messages": [{"role": "user", "content": "a"}]}, ["a"], None),
+        ({"messages": [{"role": "user", "content": "a"}], "answer": 42}, ["a"], "42"),
     ],
 )  # fmt: skip
 def test_forms_of_records(record: dict, messages: list[str], answer: str | None) -> None:

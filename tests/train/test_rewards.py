@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llm.train.grpo import builtin_rewards
 from llm.train.grpo.builtin_rewards import correct, last_number
 from llm.train.grpo.example import Example
 from llm.train.grpo.rewards import Failure, RewardError, Rewards
+from llm.train.stopping import StopRequestedError
 
 OWN = """
 import os, re, signal, subprocess, sys, time
@@ -313,6 +315,17 @@ def test_a_function_that_hangs(said):
     assert scores.by_name["process"].tolist() == [before[0]] * 5
     assert judge(rewards, "fine").by_name["process"] != before
     assert len(said) == 2
+
+
+def test_a_stop_does_not_wait_for_a_function_that_hangs():
+    wanted: list[bool] = []
+    rewards = Rewards(["mine/own.py:obeys"], [], 60.0, stop=lambda: bool(wanted))
+    threading.Timer(0.5, wanted.append, [True]).start()
+    begin = time.monotonic()
+    with pytest.raises(StopRequestedError):
+        judge(rewards, "fine", "hang")
+    assert 0.3 < time.monotonic() - begin < 5
+    rewards.close()
 
 
 def test_what_a_hanging_function_started_ends_too():

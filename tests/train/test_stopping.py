@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from run_folders import assert_same_run, result
 
-import llm.train.run
+import llm.train.supervised
 from llm.data.specs import PackedSpec
 from llm.generate.engine import Engine
 from llm.hub.checkpoints import Checkpoints, checkpoint_folder
@@ -41,9 +41,9 @@ def signal_in(monkeypatch, owner, name: str, number: int, call: int = 1) -> None
     ("moment", "owner", "name", "call", "step"),
     [
         ("while the data is prepared", PackedSpec, "build", 1, 0),
-        ("while the first evaluation begins", llm.train.run, "evaluate", 1, 0),
+        ("while the first evaluation begins", llm.train.supervised, "evaluate", 1, 0),
         ("while the step is compiled", Compiled, "compile", 2, 0),
-        ("in a later evaluation", llm.train.run, "evaluate", 2, 4),
+        ("in a later evaluation", llm.train.supervised, "evaluate", 2, 4),
         ("while sampling", Engine, "generate", 1, 4),
         ("while saving", Checkpoints, "save", 1, 4),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm.generate.specs import Sampling
 from llm.train.grpo.prompts import Prompt
-from llm.train.grpo.sampling import Answering, passed, step_key
+from llm.train.grpo.sampling import Answering, mean_of_those_there, passed, step_key
 
 _EVALUATION = 2  # purpose of a key
 
@@ -48,7 +48,7 @@ def evaluate(
     groups = answering(params, prompts, likeliest, key, 1, watch)
     metrics = {
         "eval/accuracy": float(passed(groups).mean()),
-        "eval/reward": float(np.nanmean([group.total for group in groups])),
+        "eval/reward": mean_of_those_there(np.array([group.total for group in groups])),
         "eval/length_mean": float(np.mean([len(group.answers[0].ids) for group in groups])),
     }
     if samples:

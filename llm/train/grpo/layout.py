@@ -44,6 +44,7 @@ class BatchMaker:
             rows=self.rows,
             rows_at_once=self.rows_at_once,
             divisor=self._divisor(groups),
+            values=["sampler_log_probs", *groups[0].scores],
         )
 
     def hand_back(self, groups: Sequence[Group], name: str, values_RC: np.ndarray) -> None:
@@ -66,7 +67,9 @@ class BatchMaker:
         if self.share_prompts:
             return packed(prompts, answers, self.lengths[-1]), self.lengths[-1]
         layout = one_per_row(prompts, answers)
-        longest = max((len(prompts[a.prompt]) + len(a.ids) - 1 for a in answers), default=1)
+        longest = max(
+            (len(prompts[a.prompt]) + len(a.ids) - 1 for a in answers), default=self.lengths[-1]
+        )
         return layout, next(T for T in self.lengths if longest <= T)
 
     def _answers(self, groups: Sequence[Group]) -> tuple[list[Answer], list[tuple[int, int]]]:

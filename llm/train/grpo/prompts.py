@@ -2,9 +2,10 @@
 
 A record has one of these forms; whatever other fields it has go to the rewards.
 
-* `messages`: a conversation; what the assistant says last is the answer;
-* `prompt`, `question` or `problem`: a text or a list of messages, with an answer in `answer`,
-  `solution` or `completion`, if there is one.
+* `messages`: a conversation; what the assistant says last is the answer, if it has the last word;
+* `prompt`, `question` or `problem`: a text or a list of messages.
+
+Else the answer is in `answer`, `solution` or `completion`, if there is one.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ def parts_of(record: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any
         answer = None
         if messages and messages[-1]["role"] == "assistant":
             answer = str(messages.pop().get("content") or "")
+        else:
+            answer = _answer_of(record)
     else:
         name = next((n for n in _PROMPT if record.get(n) is not None), None)
         if name is None:
@@ -89,14 +92,15 @@ def parts_of(record: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         messages = messages_of(prompt, name, origin)
-        answer = _text(next((record[n] for n in _ANSWER if record.get(n) is not None), None))
+        answer = _answer_of(record)
     if not messages:
         raise RefusedError(f"{origin}: no message that could be answered")
     return messages, answer
 
 
-def _text(answer: Any) -> str | None:
-    """An answer may be a number, or messages."""
+def _answer_of(record: Mapping[str, Any]) -> str | None:
+    """It may be a text, a number, or messages."""
+    answer = next((record[name] for name in _ANSWER if record.get(name) is not None), None)
     if isinstance(answer, list) and answer and isinstance(answer[-1], Mapping):
         return str(answer[-1].get("content") or "")
     return None if answer is None else str(answer)
@@ -164,6 +168,7 @@ class Prompts:
             sum(map(len, self._train)), " + ".join(source.name for source in sources),
             len(self._held_out), tokenizer.vocab_size,
         )  # fmt: skip
+        self.draw(0, 1)  # better refused now than in the middle of the run
 
     def draw(self, first: int, count: int) -> tuple[list[Prompt], int]:
         """Training prompts from place `first` of the endless order on, and the place after them.

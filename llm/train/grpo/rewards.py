@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,10 @@ from loguru import logger
 
 from llm.core.spec import RefusedError
 from llm.train.grpo.example import Example, Outcome
+from llm.train.stopping import StopRequestedError
 
 _START_SECONDS = 120.0  # to import somebody's modules on a busy machine
+_LOOK = 0.2  # seconds between two looks at whether to stop
 _LOGGED = 3  # failures per call
 _SHOWN = 200  # characters of a text
 # Not `python -m`: it would look for this package and the functions elsewhere than we do.
@@ -82,13 +85,21 @@ class Rewards:
     Raises:
         RefusedError: there is no such function, or it cannot be imported; or the arguments do not
             go together.
+        stop: is asked now and then whether a stop is wanted.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float], timeout: float) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Sequence[float],
+        timeout: float,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         _check(names, weights, timeout)
         self.names = _short_names(names)
         self.weights = list(weights) or [1.0] * len(names)
         self._timeout = timeout
+        self._stop = stop
         self._paths = list(names)
         self._folder = Path.cwd()
         self._processes: list[_Process] = []  # one while it runs, else none
@@ -104,6 +115,7 @@ class Rewards:
 
         Raises:
             RewardError: a function failed for every completion to which it applies.
+            StopRequestedError: a stop was asked for.
             ValueError: there are not as many examples as completions.
         """
         if len(completions) != len(examples):
@@ -149,7 +161,7 @@ class Rewards:
             try:
                 process.send((which, completions[done:], examples[done:]))
                 while len(outcomes) < len(completions):
-                    outcomes.append(process.receive(self._timeout))
+                    outcomes.append(process.receive(self._timeout, self._stop))
             except _LostError as lost:  # and the rest in another process
                 outcomes.append(str(lost))
                 self.close()
@@ -166,7 +178,7 @@ class Rewards:
             self._processes.append(_Process(self._folder))
             try:
                 self._processes[0].send(self._paths)
-                refusal = self._processes[0].receive(_START_SECONDS)
+                refusal = self._processes[0].receive(_START_SECONDS, self._stop)
             except _LostError as lost:
                 refusal = f"rewards={self._paths}: importing them {lost}"
             except BaseException:
@@ -265,11 +277,15 @@ class _Process:
         except OSError:
             raise _LostError(self._fate()) from None
 
-    def receive(self, seconds: float) -> Outcome:
-        """Its next answer, for which it has so much time."""
+    def receive(self, seconds: float, stop: Callable[[], bool]) -> Outcome:
+        """Its next answer, for which it has so much time, unless a stop is asked for."""
+        deadline = time.monotonic() + seconds
         try:
-            if not self._connection.poll(seconds):
-                raise _LostError(f"took longer than {seconds:g} s")
+            while not self._connection.poll(min(_LOOK, max(deadline - time.monotonic(), 0))):
+                if stop():
+                    raise StopRequestedError
+                if time.monotonic() >= deadline:
+                    raise _LostError(f"took longer than {seconds:g} s")
             answer: Outcome = json.loads(self._connection.recv_bytes())
             return answer
         except (EOFError, OSError):

@@ -18,7 +18,8 @@ from llm.train.grpo.advantages import equal_groups, group_advantages
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
 from llm.train.grpo.prompts import Prompts
-from llm.train.grpo.sampling import Answering, passed, step_key
+from llm.train.grpo.rewards import RewardError
+from llm.train.grpo.sampling import Answering, mean_of_those_there, passed, step_key
 from llm.train.specs import GRPOSpec
 from llm.train.state import TrainState
 from llm.train.trainer import Drawn
@@ -113,6 +114,12 @@ class Rollouts:
         spec = self._spec
         watch = self._answering.watch("answers")
         kept, seen, place = self._sampled(state, watch)
+        if np.isnan([group.total for group in seen]).all():
+            raise RewardError(
+                f"None of trainer.rewards={list(spec.rewards)} applies to any of the "
+                f"{len(seen) * spec.group_size} answers of a rollout: do the records have an "
+                "answer (in answer, solution or completion)?"
+            )
         advantages = group_advantages(np.array([group.total for group in kept]), spec.advantage)
         for group, row in zip(kept, advantages.tolist(), strict=True):
             group.advantages = row
@@ -153,7 +160,7 @@ class Rollouts:
             return
         free = self._spec.max_new_tokens - buffer
         penalty = [min(0.0, (free - len(answer.ids)) / buffer) for answer in group.answers]
-        group.rewards["overlong"] = penalty
+        group.rewards["overlong_penalty"] = penalty
         group.total = [a + b for a, b in zip(group.total, penalty, strict=True)]
 
     def _add_scores(self, state: TrainState, groups: Sequence[Group]) -> None:
@@ -187,8 +194,8 @@ def _metrics(groups: Sequence[Group]) -> dict[str, float]:
     stopped = [answer.stopped for group in groups for answer in group.answers]
     all_right, none_right = right_PG.all(1).mean(), (~right_PG).all(1).mean()
     metrics = {
-        "reward/mean": _mean(total_PG),
-        "reward/std": _mean(np.array([_std(row) for row in total_PG])),
+        "reward/mean": mean_of_those_there(total_PG),
+        "reward/std": mean_of_those_there(np.array([_std(row) for row in total_PG])),
         "reward/zero_std_fraction": equal_groups(total_PG).mean(),
         "reward/all_right_fraction": all_right,
         "reward/all_wrong_fraction": none_right,
@@ -200,7 +207,7 @@ def _metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
     for name in groups[0].rewards:
         values = np.array([group.rewards[name] for group in groups])
-        metrics[f"reward/{name}"] = _mean(values)
+        metrics[f"reward/{name}"] = mean_of_those_there(values)
         metrics[f"reward/{name}_std"] = _std(values)
     return {name: float(value) for name, value in metrics.items()}
 
@@ -211,12 +218,6 @@ def _times(watch: Watch) -> dict[str, float]:
         "perf/decode_time": watch.decode_seconds,
         "perf/decode_tokens_per_second": watch.tokens / max(watch.decode_seconds, 1e-9),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of those that there are; NaN if there are none."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if there.size else np.nan
 
 
 def _std(values: np.ndarray) -> float:

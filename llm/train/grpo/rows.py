@@ -20,7 +20,7 @@ _INTEGERS = (
     *("tokens", "segment_ids", "positions", "branch_ids"),
     *("places", "targets", "sequence_ids"),
 )
-_NUMBERS = ("advantages", "weights", "sampler_log_probs")
+_NUMBERS = ("advantages", "weights")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def collate(
     rows: int,
     rows_at_once: int,
     divisor: float,
+    values: Sequence[str],
 ) -> dict[str, np.ndarray]:
     """The arrays of a batch.
 
@@ -105,6 +106,7 @@ def collate(
         rows: R; those that the layout does not fill are padding.
         rows_at_once: rows of a micro-batch. The filled ones are the first micro-batches.
         divisor: what the sum of the loss is divided by.
+        values: names of the answers' `values`.
 
     Returns:
         `tokens`, `segment_ids`, `positions` and `branch_ids`, int32 [R, T], as the model reads
@@ -113,9 +115,8 @@ def collate(
         `weights` and each of the answers' `values`, fp32 [R, C]; `counts` int32 [R], the
         completion tokens of a row, which come first; `divisor` fp32 [R], whose sum it is.
     """
-    names = list(answers[0].values) if answers else ["sampler_log_probs"]
     batch: dict[str, np.ndarray] = {name: np.zeros((rows, T), np.int32) for name in _INTEGERS}
-    batch |= {name: np.zeros((rows, T), np.float32) for name in {*_NUMBERS, *names}}
+    batch |= {name: np.zeros((rows, T), np.float32) for name in (*_NUMBERS, *values)}
     batch["counts"] = np.zeros(rows, np.int32)
     batch["divisor"] = np.zeros(rows, np.float32)
     batch["divisor"][0] = divisor

@@ -30,9 +30,7 @@ class Answering:
         rows: answers that are written at a time.
     """
 
-    def __init__(
-        self, bench: Workbench, tokenizer: Tokenizer, rewards: Rewards, rows: int | None
-    ) -> None:
+    def __init__(self, bench: Workbench, tokenizer: Tokenizer, rewards: Rewards, rows: int) -> None:
         self._bench, self._tokenizer = bench, tokenizer
         self._rewards, self._rows = rewards, rows
         self._stop_ids = bench.stop_ids or (tokenizer.separator_id,)
@@ -63,7 +61,7 @@ class Answering:
                     key=key,
                     stop_ids=self._stop_ids,
                     n=n,
-                    batch_size=self._rows or n * len(prompts),
+                    batch_size=self._rows,
                     watch=watch,
                 )
             )
@@ -89,9 +87,9 @@ class Answering:
         stop, report = self._bench.stop, self._bench.report
 
         def look(watch: Watch) -> None:
-            report.answering(what, watch.done, watch.total, watch.tokens)
             if stop():
                 raise StopRequestedError
+            report.answering(what, watch.done, watch.total, watch.tokens)
 
         return Watch(look)
 
@@ -104,3 +102,9 @@ def passed(groups: Sequence[Group]) -> np.ndarray:
 def step_key(seed: int, purpose: int, step: int) -> Key[Array, ""]:
     """For all that is drawn at a step; the engine adds numbers of prompt, sample and token."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def mean_of_those_there(values: np.ndarray) -> float:
+    """Without those that are NaN; NaN if there are no others."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else float("nan")

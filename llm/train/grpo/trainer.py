@@ -67,6 +67,16 @@ class GRPO:
         self._spec, self._experiment = spec, experiment
         data, hardware = experiment.data, machine.spec
         self._chat = origin.chat()
+        missing = (
+            [t for t in self._chat.new_tokens if t not in tokenizer.special_ids]
+            if self._chat
+            else []
+        )
+        if missing:
+            raise RefusedError(
+                f"trainer.template={spec.template}: writes special tokens that the model does not "
+                f"have: {', '.join(missing)}; fine-tune it with trainer=sft first"
+            )
         self.tokenizer = tokenizer
         stop_ids = origin.stop_ids(tokenizer) or (tokenizer.separator_id,)
         longest = data.seq_len - spec.max_new_tokens
@@ -93,8 +103,11 @@ class GRPO:
     def begin(self, bench: Workbench) -> Work:
         """The parts for the loop."""
         spec, experiment = self._spec, self._experiment
-        rewards = Rewards(spec.rewards, spec.reward_weights, spec.reward_timeout)
-        answering = Answering(bench, self.tokenizer, rewards, spec.rows_decoded)
+        weights = [float(weight) for weight in spec.reward_weights]
+        rewards = Rewards(spec.rewards, weights, float(spec.reward_timeout), bench.stop)
+        # An evaluation may have more answers: it takes turns, in rows that there are anyway.
+        rows = spec.rows_decoded or experiment.data.batch_size * spec.group_size
+        answering = Answering(bench, self.tokenizer, rewards, rows)
         make = BatchMaker(
             spec=spec,
             lengths=experiment.data.row_lengths(),
@@ -164,10 +177,11 @@ class GRPO:
 
     def _show(self, bench: Workbench) -> Callable[[int, Sequence[Group]], None]:
         """Writes the answers of a rollout as a table, as often as samples are drawn."""
-        every = self._experiment.samples.every
+        spec, every = self._spec, self._experiment.samples.every
 
         def show(step: int, groups: Sequence[Group]) -> None:
-            if every is None or step % every:
+            # The first rollout at or after the step: one may serve several steps.
+            if every is None or step % every >= spec.epochs * spec.mini_batches:
                 return
             rows = [
                 {
