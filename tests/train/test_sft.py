@@ -328,7 +328,7 @@ def test_noise_only_while_training() -> None:
     assert float(plain(model, batch, keys).objective) == without
     assert float(noisy(model, batch, keys).objective) != without
     cache = KVCache.create(spec, 2, 16)
-    with pytest.raises(ValueError, match="embedding_noise_BTD: for training"):
+    with pytest.raises(ValueError, match="embedding_noise_BTD: for whole rows"):
         model(tokens, cache=cache, embedding_noise_BTD=jnp.zeros((2, 16, 16)))
 
 
