@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from llm.core.machine import Machine
     from llm.data.conversations import ChatSettings
+    from llm.generate.specs import Sampling
     from llm.train.experiment import ExperimentSpec
     from llm.train.origin import Origin
     from llm.train.trainer import Trainer
@@ -412,6 +413,17 @@ class GRPOSpec(TrainerSpec):
     def on_policy(self) -> bool:
         """One update per batch of answers."""
         return self.epochs * self.mini_batches == 1
+
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        from llm.generate.specs import Sampling
+
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
 
     def check(self) -> None:  # noqa: D102
         super().check()

@@ -18,6 +18,7 @@ import numpy as np
 from loguru import logger
 
 from llm.core.spec import RefusedError
+from llm.data.chat_template import ChatTemplate
 from llm.data.chat_tokens import encode_chat, template_of
 from llm.data.conversations import ChatSettings, messages_of, template_variables
 from llm.data.formats import Document, Encoded, Format
@@ -44,9 +45,16 @@ class Prompt(NamedTuple):
 
 
 class PromptRecords(Format):
-    """Reads records of the forms above, with all their fields."""
+    """Reads records of the forms above, with all their fields; nothing of a prompt is trained.
+
+    Args:
+        template: of the model; None: a prompt is the plain text of its last message.
+    """
 
     trains_all = False
+
+    def __init__(self, template: ChatTemplate | None) -> None:
+        self._template = template
 
     def columns(self, available: Sequence[str], where: str) -> list[str]:  # noqa: D102
         if "messages" not in available and not set(_PROMPT) & set(available):
@@ -65,7 +73,22 @@ class PromptRecords(Format):
         return Document("\n".join([*said, answer] if answer else said), origin, record)
 
     def encode(self, documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:  # noqa: D102
-        raise NotImplementedError("prompts are encoded one by one, by `Prompts`")
+        for document in documents:
+            messages, _ = parts_of(document.fields, document.origin)
+            try:
+                ids = self._ids(messages, document.fields, tokenizer)
+            except RefusedError as error:
+                raise RefusedError(f"{document.origin}: {error}") from None
+            yield Encoded(np.array(ids, np.int32), np.zeros(len(ids), bool))
+
+    def _ids(
+        self, messages: list[dict[str, Any]], record: Mapping[str, Any], tokenizer: Tokenizer
+    ) -> list[int]:
+        if self._template is None:
+            text = str(messages[-1].get("content") or "")
+            return [tokenizer.start_id, *tokenizer.encode(text)]
+        variables = template_variables(record)
+        return encode_chat(tokenizer, self._template, messages, **variables)
 
 
 def parts_of(record: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any]], str | None]:
@@ -132,10 +155,11 @@ class Prompts:
     ) -> None:
         self.tokenizer = tokenizer
         self._longest = longest
-        self._template = template_of(tokenizer, chat.template, stop_id) if chat else None
+        template = template_of(tokenizer, chat.template, stop_id) if chat else None
+        self._format = PromptRecords(template)
         self._too_long = 0
         folder = Path(spec.cache_dir).expanduser()
-        sources = [open_source(member, folder, PromptRecords()) for member in spec.sources]
+        sources = [open_source(member, folder, self._format) for member in spec.sources]
         documents = []
         for source in sources:
             skipped = Skipped()
@@ -213,14 +237,9 @@ class Prompts:
 
     def _encode(self, document: Document) -> Prompt | None:
         """None if it is too long."""
-        record = document.fields
-        messages, answer = parts_of(record, document.origin)
-        if self._template is None:
-            text = str(messages[-1].get("content") or "")
-            ids = [self.tokenizer.start_id, *self.tokenizer.encode(text)]
-        else:
-            variables = template_variables(record)
-            ids = encode_chat(self.tokenizer, self._template, messages, **variables)
+        messages, answer = parts_of(document.fields, document.origin)
+        (encoded,) = self._format.encode([document], self.tokenizer)
+        ids = encoded.tokens.tolist()
         if len(ids) > self._longest:
             if not self._too_long:
                 logger.warning(
@@ -230,7 +249,7 @@ class Prompts:
                 )  # fmt: skip
             self._too_long += 1
             return None
-        return Prompt(ids, Example(tuple(messages), answer, record))
+        return Prompt(ids, Example(tuple(messages), answer, document.fields))
 
 
 def _held_out(documents: Sequence[Sequence[Document]], fraction: float) -> list[np.ndarray]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from llm.core.spec import RefusedError
 from llm.data.order import permutation
-from llm.generate.specs import Sampling
 from llm.generate.watch import Watch
 from llm.report.ledger import Ledger
 from llm.train.grpo.advantages import equal_groups, group_advantages
@@ -63,12 +62,7 @@ class Rollouts:
         self._spec, self._seed, self._prompts = spec, seed, prompts
         self._batch_size = batch_size
         self._answering, self._make, self._score, self._show = answering, make, score, show
-        self._sampling = Sampling(
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            top_k=spec.top_k,
-            top_p=spec.top_p,
-        )
+        self._sampling = spec.sampling()
         self._ledger = ledger
         self.close = close
         self._next_prompt = 0

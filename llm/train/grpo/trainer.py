@@ -13,7 +13,6 @@ import optax
 from llm.core.machine import Machine
 from llm.core.spec import RefusedError
 from llm.data.specs import PackedSpec
-from llm.generate.specs import Sampling
 from llm.models.lora import without_adapters
 from llm.models.specs import LoRASpec
 from llm.report.samples import Sample
@@ -128,12 +127,7 @@ class GRPO:
             rewards.close,
         )
         held_out = self._prompts.held_out(spec.eval_prompts)
-        sampling = Sampling(
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            top_k=spec.top_k,
-            top_p=spec.top_p,
-        )
+        sampling = spec.sampling()
 
         def judge(params: Any) -> dict[str, float]:
             seed, samples = experiment.seed, spec.eval_samples
