@@ -1,4 +1,4 @@
-"""curves.png: loss, reward, learning rate and throughput against tokens, one panel each.
+"""curves.png: loss, reward, learning rate and throughput against tokens or steps, a panel each.
 
 Uses matplotlib's objects and not pyplot, which keeps global state and is not thread-safe.
 """
@@ -35,17 +35,18 @@ _DPI = 150
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric: its name and its values (NaN where it was not a number) against tokens."""
+    """One metric: its name and its values (NaN where it was not a number), in order."""
 
     name: str
-    tokens: Floats
+    at: Floats
+    """Tokens or steps that were done."""
     values: Floats
 
     @property
     def finite(self) -> Curve:
         """The points that can be drawn."""
-        good = np.isfinite(self.values) & np.isfinite(self.tokens)
-        return Curve(self.name, self.tokens[good], self.values[good])
+        good = np.isfinite(self.values) & np.isfinite(self.at)
+        return Curve(self.name, self.at[good], self.values[good])
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,14 @@ _PANELS = (
 )
 
 
-def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
+def draw_curves(curves: Sequence[Curve], path: Path, title: str, unit: str = "tokens") -> bool:
     """Draw the panels that have data, one above the other, into a PNG file.
 
     Args:
         curves: the metrics of a run; those that no panel shows are ignored.
         path: where the picture goes.
         title: one line above the first panel.
+        unit: of the horizontal axis, `tokens` or `steps`.
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
@@ -127,18 +129,18 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> bool:
     figure.suptitle(title, x=0.02, ha="left", fontsize=14, fontweight="bold", color=_INK)
     grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
     shown = [have[n] for p in panels for n, _, _ in (*p.lines, *p.dots) if n in have]
-    last = max(float(c.tokens.max()) for c in shown)
+    last = max(float(c.at.max()) for c in shown)
     for i, (axes, panel) in enumerate(zip(grid[:, 0], panels, strict=True)):
         axes.set_xlim(0, (last or 1.0) * 1.01)
         _draw(axes, panel, have, tall=i == 0)
         for name, _, _ in panel.lines:
             # A policy's are missing where nothing was trained on: no cause for alarm.
             if name in whole and not name.startswith("policy/"):
-                _note_gaps(axes, whole[name])
+                _note_gaps(axes, whole[name], unit)
     bottom = grid[-1, 0]
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     bottom.xaxis.set_major_locator(MaxNLocator(8))
-    bottom.set_xlabel("tokens", color=_QUIET, fontsize=11)
+    bottom.set_xlabel(unit, color=_QUIET, fontsize=11)
     figure.savefig(path, format="png")
     return True
 
@@ -158,11 +160,11 @@ def smooth(values: Floats, share: float = 0.02) -> Floats:
     return result
 
 
-def thin_out(tokens: Floats, values: Floats, most: int = _MOST_POINTS) -> tuple[Floats, Floats]:
+def thin_out(at: Floats, values: Floats, most: int = _MOST_POINTS) -> tuple[Floats, Floats]:
     """Fewer points that look the same: the smallest and largest of each stretch, in order."""
     n = values.size
     if n <= most:
-        return tokens, values
+        return at, values
     stretch = -(-n // (most // 2))
     whole = n // stretch * stretch
     blocks = values[:whole].reshape(-1, stretch)
@@ -170,7 +172,7 @@ def thin_out(tokens: Floats, values: Floats, most: int = _MOST_POINTS) -> tuple[
     ends = np.array([0, n - 1])
     picks = np.concatenate([starts + blocks.argmin(1), starts + blocks.argmax(1), ends])
     keep = np.unique(picks)
-    return tokens[keep], values[keep]
+    return at[keep], values[keep]
 
 
 def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve], *, tall: bool) -> None:
@@ -187,36 +189,36 @@ def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve], *, tall: bool) -> N
 
 def _draw_line(axes: Axes, curve: Curve, label: str, colour: str, smoothed: bool) -> Floats:
     """A line with its label at its end; a noisy one is pale, with its running mean on top."""
-    tokens, values = curve.tokens, curve.values
+    at, values = curve.at, curve.values
     if values.size == 1:
-        axes.plot(tokens, values, "o", color=colour, markersize=6)
+        axes.plot(at, values, "o", color=colour, markersize=6)
     elif smoothed and values.size >= 20:
-        axes.plot(*thin_out(tokens, values), color=colour, alpha=0.28, linewidth=0.9)
+        axes.plot(*thin_out(at, values), color=colour, alpha=0.28, linewidth=0.9)
         values = smooth(values)
-        axes.plot(*thin_out(tokens, values), color=colour, linewidth=2.0)
+        axes.plot(*thin_out(at, values), color=colour, linewidth=2.0)
     else:
-        axes.plot(*thin_out(tokens, values), color=colour, linewidth=2.0)
+        axes.plot(*thin_out(at, values), color=colour, linewidth=2.0)
     if label:
-        _label(axes, (tokens[-1], values[-1]), label, colour, above=False)
+        _label(axes, (at[-1], values[-1]), label, colour, above=False)
     return curve.values
 
 
 def _draw_dots(axes: Axes, curve: Curve, label: str, colour: str, panel: _Panel) -> Floats:
     """Measurements now and then: dots on a thin line, the best one ringed and named."""
-    tokens, values = thin_out(curve.tokens, curve.values, 400)
+    at, values = thin_out(curve.at, curve.values, 400)
     size = 5.5 if values.size <= 60 else 0.0
     axes.plot(
-        tokens, values, "-o", color=colour, linewidth=1.4, markersize=size,
+        at, values, "-o", color=colour, linewidth=1.4, markersize=size,
         markeredgecolor="white", markeredgewidth=0.8, zorder=3,
     )  # fmt: skip
-    at = int(values.argmax() if panel.higher_is_better else values.argmin())
+    best = int(values.argmax() if panel.higher_is_better else values.argmin())
     axes.plot(
-        tokens[at], values[at], "o", markersize=11, zorder=4,
+        at[best], values[best], "o", markersize=11, zorder=4,
         markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
     )  # fmt: skip
-    words = [label, "best" if values.size > 1 else "", number(values[at])]
+    words = [label, "best" if values.size > 1 else "", number(values[best])]
     text = " ".join(filter(None, words))
-    _label(axes, (tokens[at], values[at]), text, colour, above=True)
+    _label(axes, (at[best], values[best]), text, colour, above=True)
     return values
 
 
@@ -230,12 +232,12 @@ def _label(axes: Axes, at: tuple[float, float], text: str, colour: str, *, above
     )  # fmt: skip
 
 
-def _note_gaps(axes: Axes, curve: Curve) -> None:
+def _note_gaps(axes: Axes, curve: Curve, unit: str) -> None:
     """Say where a metric was not a number: a line that ends early is easily overlooked."""
     bad = ~np.isfinite(curve.values)
     if bad.any():
-        first = si(float(curve.tokens[bad.argmax()]))
-        text = f"{int(bad.sum()):,} values not finite, the first at {first} tokens"
+        first = si(float(curve.at[bad.argmax()]))
+        text = f"{int(bad.sum()):,} values not finite, the first at {first} {unit}"
         axes.text(
             1, 1.02, text, transform=axes.transAxes, ha="right", va="bottom",
             color=_RED, fontsize=10,

@@ -42,12 +42,14 @@ def write_report(folder: Path) -> Path:
     run, result = read_json(folder / "run.json"), read_json(folder / "result.json")
     history = _History(folder / NAME)
     title = str(run.get("title") or folder.resolve().name)
-    drawn = draw_curves(history.curves(), folder / "curves.png", title)
+    # Of a policy's tokens only some are trained on, more or fewer each time; steps are even.
+    unit = "steps" if history.has_rewards else "tokens"
+    drawn = draw_curves(history.curves(unit), folder / "curves.png", title, unit)
     sections = [
         f"# {title}",
         _status(result, history),
         _table(_key_numbers(run, result, history), ("", "")),
-        "![loss, learning rate and throughput against tokens](curves.png)" if drawn else "",
+        f"![loss, learning rate and throughput against {unit}](curves.png)" if drawn else "",
         _metrics_section(history),
         _ledger_section(result),
         *_sample_sections(folder),
@@ -66,7 +68,7 @@ class _History:
         self.first: dict[str, float] = {}
         self.events = 0
         self.step, self.tokens, self.time = 0, 0, math.nan
-        self._columns: dict[str, tuple[list[float], list[float]]] = {}
+        self._columns: dict[str, tuple[list[tuple[int, int]], list[float]]] = {}
         for event in read_metrics(path):
             self._add(event)
 
@@ -82,14 +84,19 @@ class _History:
         self.scores.add(self.step, metrics)
         for name, value in metrics.items():
             at, values = self._columns.setdefault(name, ([], []))
-            at.append(self.tokens)
+            at.append((self.step, self.tokens))
             values.append(math.nan if value is None else value)
             if value is not None:
                 self.first.setdefault(name, value)
 
-    def curves(self) -> list[Curve]:
+    @property
+    def has_rewards(self) -> bool:
+        return "reward/mean" in self._columns
+
+    def curves(self, unit: str) -> list[Curve]:
+        which = ("steps", "tokens").index(unit)
         return [
-            Curve(name, np.asarray(at, np.float64), np.asarray(values, np.float64))
+            Curve(name, np.asarray(at, np.float64)[:, which], np.asarray(values, np.float64))
             for name, (at, values) in self._columns.items()
         ]
 

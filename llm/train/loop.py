@@ -92,6 +92,9 @@ class Loop:
         return state, "finished" if step == self.total else "stopped"
 
     def _step(self, step: int, state: TrainState, source: Source) -> TrainState:
+        if source.waits():
+            with self.ledger("train"):
+                self.steps.flush()  # else the batch's time would be that of the step under way
         started = time.perf_counter()
         with self.ledger("data"):
             drawn = source.next(state)

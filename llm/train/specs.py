@@ -379,7 +379,7 @@ class GRPOSpec(TrainerSpec):
         "std", "rewards less their group's mean, divided by what", choices=ADVANTAGES
     )
     loss: str = knob("grpo", "published form of the loss", choices=LOSSES)
-    clip_low: float = knob(0.2, "a ratio is bounded by 1 less this", ge=0, lt=1)
+    clip_low: float = knob(0.2, "a ratio is bounded by 1 less this; not in cispo", ge=0, lt=1)
     clip_high: float = knob(0.2, "and by 1 plus this", ge=0)
     importance_cap: float | None = knob(
         None, "answers weigh as the trainer's policy has it, up to this; null: they weigh the same",
@@ -390,7 +390,8 @@ class GRPOSpec(TrainerSpec):
     kl_weight: float = knob(0.0, "weight of the divergence from the reference", ge=0)
     reference: str = knob(
         "start",
-        "start: the first weights; periodic: the weights every so many steps; ema: their average; "
+        "for kl_weight > 0; start: the first weights; periodic: the weights every so many steps; "
+        "ema: their average; "
         "base: the weights beneath the adapters of model.lora",
         choices=REFERENCES,
     )

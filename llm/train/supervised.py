@@ -113,6 +113,10 @@ class Rows:
 
     loader: Loader
 
+    def waits(self) -> bool:
+        """Never."""
+        return False
+
     def next(self, state: TrainState) -> Drawn:
         """The next batch."""
         del state

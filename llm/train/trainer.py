@@ -33,6 +33,9 @@ class Drawn(NamedTuple):
 class Source(Protocol):
     """Where batches come from."""
 
+    def waits(self) -> bool:
+        """The next batch needs the weights themselves: there is none before the step under way."""
+
     def next(self, state: TrainState) -> Drawn:
         """The next batch; it may depend on the weights.
 

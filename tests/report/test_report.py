@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from llm.report import report
+from llm.report.plots import draw_curves
 from llm.report.report import write_report
 from llm.report.run_files import write_result, write_run
 
@@ -33,6 +35,23 @@ def test_running_folder_with_a_half_written_line(tmp_path):
     assert "may have been killed" in text  # its last event is long ago
     assert "![" in text
     assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize(("name", "unit"), [("train/loss", "tokens"), ("reward/mean", "steps")])
+def test_rewards_are_drawn_against_steps_and_the_rest_against_tokens(
+    tmp_path, monkeypatch, name, unit
+):
+    metrics(tmp_path, *(event(step, **{name: 1 / step}) for step in (1, 2, 3)))
+    drawn = {}
+
+    def draw(curves, path, title, axis):
+        drawn[axis] = curves[0].at.tolist()
+        return draw_curves(curves, path, title, axis)
+
+    monkeypatch.setattr(report, "draw_curves", draw)
+    text = write_report(tmp_path).read_text()
+    assert f"against {unit}](curves.png)" in text
+    assert drawn == {unit: [1, 2, 3] if unit == "steps" else [100, 200, 300]}
 
 
 def test_failed_folder_says_why(tmp_path):

@@ -101,7 +101,7 @@ def own(*functions, weights=(), timeout=10.0):
 
 
 def judge(rewards, *completions):
-    return rewards(completions, [example("1000")] * len(completions))
+    return rewards(completions, [example("1000") for _ in completions])
 
 
 def test_correct_by_the_rule_of_the_task():
@@ -383,8 +383,14 @@ def test_a_reward_that_always_fails_ends_the_run(said):
         judge(rewards, "none", "fine", "raise", "fine")
     assert len(said) == 4
     with pytest.raises(RewardError, match=r"obeys took longer than 0.3 s.*completion: 'hang'"):
-        judge(rewards, "hang")
+        judge(rewards, "hang", "hang")
     assert judge(rewards, "none").failures == []
+
+
+def test_an_example_that_no_reward_can_judge_does_not_end_the_run(said):
+    scores = own("fails")(["fine", "raise"], [example("1000")] * 2)
+    assert np.isnan(scores.total).all()
+    assert len(scores.failures) == len(said) == 2
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ class Rewards:
             examples: what each of them answers.
 
         Raises:
-            RewardError: a function failed for every completion to which it applies.
+            RewardError: a function failed for every completion to which it applies, and they answer
+                more than one example.
             StopRequestedError: a stop was asked for.
             ValueError: there are not as many examples as completions.
         """
@@ -132,7 +133,7 @@ class Rewards:
         ]
         described = [_described(f, completions[f.index], examples[f.index]) for f in failures]
         _log(described)
-        _refuse_hopeless(outcomes, described)
+        _refuse_hopeless(outcomes, described, examples)
         return Scores(*self._numbers(outcomes), failures)
 
     def _numbers(
@@ -237,14 +238,20 @@ def _log(failures: list[str]) -> None:
         logger.warning("No reward: {} more", len(failures) - _LOGGED)
 
 
-def _refuse_hopeless(outcomes: list[list[Outcome]], described: list[str]) -> None:
-    """Raise if a reward failed and did not succeed once; `described` are all failures in order."""
+def _refuse_hopeless(
+    outcomes: list[list[Outcome]], described: list[str], examples: Sequence[Example]
+) -> None:
+    """Raise if a reward failed and did not succeed once; `described` are all failures in order.
+
+    One example alone may be at fault itself.
+    """
     first = 0
     for row in outcomes:
-        failed = sum(isinstance(outcome, str) for outcome in row)
-        if failed and not any(isinstance(outcome, float) for outcome in row):
+        failed = [i for i, outcome in enumerate(row) if isinstance(outcome, str)]
+        succeeded = any(isinstance(outcome, float) for outcome in row)
+        if not succeeded and len({id(examples[i]) for i in failed}) > 1:
             raise RewardError(f"A reward failed wherever it applies: {described[first]}")
-        first += failed
+        first += len(failed)
 
 
 class _LostError(Exception):

@@ -12,7 +12,6 @@ import numpy as np
 from llm.core.spec import RefusedError
 from llm.data.order import permutation
 from llm.generate.watch import Watch
-from llm.report.ledger import Ledger
 from llm.train.grpo.advantages import equal_groups, group_advantages
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
@@ -42,7 +41,6 @@ class Rollouts:
         make: lays answers out as a batch.
         score: looks at a batch with other weights; None: nothing needs to be known from it.
         show: is given the groups of each rollout.
-        ledger: is told when it waits for the update before.
         close: lets go of the rewards.
     """
 
@@ -56,19 +54,22 @@ class Rollouts:
         make: BatchMaker,
         score: Score | None,
         show: Callable[[int, Sequence[Group]], None],
-        ledger: Ledger,
         close: Callable[[], None],
     ) -> None:
         self._spec, self._seed, self._prompts = spec, seed, prompts
         self._batch_size = batch_size
         self._answering, self._make, self._score, self._show = answering, make, score, show
         self._sampling = spec.sampling()
-        self._ledger = ledger
         self.close = close
         self._next_prompt = 0
         self._rollout = 0
         self._groups: list[Group] = []
+        self._saved: list[dict[str, Any]] | None = None  # the groups as JSON, once asked for
         self._parts: list[list[int]] = []  # numbers of groups, one list per update to come
+
+    def waits(self) -> bool:
+        """When the answers are used up."""
+        return not self._parts
 
     def next(self, state: TrainState) -> Drawn:
         """The next batch, of new answers if those before are used up."""
@@ -80,11 +81,12 @@ class Rollouts:
 
     def cursor(self) -> dict[str, Any]:
         """Where it is, with the answers that are still to be trained on."""
-        left = bool(self._parts)
+        if self._saved is None:
+            self._saved = [group.to_json() for group in self._groups] if self._parts else []
         return {
             "next_prompt": self._next_prompt,
             "rollout": self._rollout,
-            "groups": [group.to_json() for group in self._groups] if left else [],
+            "groups": self._saved if self._parts else [],
             "parts": [list(part) for part in self._parts],
         }
 
@@ -97,13 +99,11 @@ class Rollouts:
         if not {"next_prompt", "rollout", "groups", "parts"} <= cursor.keys():
             raise RefusedError(f"cursor {str(cursor)[:80]}: not that of a trainer=grpo run")
         self._next_prompt, self._rollout = cursor["next_prompt"], cursor["rollout"]
-        self._groups = [Group.from_json(group) for group in cursor["groups"]]
+        self._groups, self._saved = [Group.from_json(group) for group in cursor["groups"]], None
         self._parts = [list(part) for part in cursor["parts"]]
 
     def _roll_out(self, state: TrainState) -> dict[str, float]:
         """Fill groups and parts; nothing is changed before all of it has worked."""
-        with self._ledger("train"):
-            jax.block_until_ready(state.params)  # else the update's time would be the prompts'
         begin = time.perf_counter()
         spec = self._spec
         watch = self._answering.watch("answers")
@@ -119,7 +119,7 @@ class Rollouts:
             group.advantages = row
         if self._score is not None:
             self._add_scores(state, kept)
-        self._groups, self._parts = kept, self._divided(len(kept))
+        self._groups, self._parts, self._saved = kept, self._divided(len(kept)), None
         self._show(int(state.step), kept)
         self._next_prompt, self._rollout = place, self._rollout + 1
         waited = {"perf/data_wait": time.perf_counter() - begin}

@@ -123,7 +123,6 @@ class GRPO:
             make,
             self._score(bench),
             self._show(bench),
-            bench.ledger,
             rewards.close,
         )
         held_out = self._prompts.held_out(spec.eval_prompts)
