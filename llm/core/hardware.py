@@ -28,7 +28,10 @@ class HardwareSpec(Spec):
     )  # fmt: skip
     param_dtype: str = knob("float32", "type in which weights are kept", choices=DTYPES)
     micro_batch: int | None = knob(
-        None, "rows at once per step and device; null takes the whole batch", gt=0
+        None,
+        "rows at once per step and device; null: the whole batch, or for trainer=grpo 1024 tokens "
+        "of it on a CPU, 8192 elsewhere",
+        gt=0,
     )
     loss_chunk: int | None = knob(
         None, "tokens whose logits exist at the same time; null: 512 on a CPU, 4096 on a GPU", gt=0

@@ -39,6 +39,16 @@ def broken(completion, example):
 
 def same(completion, example):
     return 1.0
+
+judged = 0
+
+def slow_in_round_two(completion, example):
+    """A batch has 16 answers, and there is no evaluation before."""
+    global judged
+    judged += 1
+    if judged == 17:
+        __import__("time").sleep(3)
+    return float(judged % 2)
 '''
 
 
@@ -216,6 +226,16 @@ def test_dynamic_sampling_refills(grpo, tmp_path: Path) -> None:
     assert step["reward/zero_std_fraction"] == 1  # of three rounds: it never knows the answer
     cursor = json.loads(next((tmp_path / "run/checkpoints/1").glob("meta/*")).read_text())["cursor"]
     assert cursor["next_prompt"] == 12 and cursor["rollout"] == 1
+
+
+def test_a_step_is_charged_for_its_own_answers(grpo, tmp_path: Path) -> None:
+    data, trainer = {"eval_fraction": 0.0}, {"steps": 3}
+    run(grpo("slow_in_round_two", data=data, trainer=trainer), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [event for event in map(json.loads, lines) if "train/loss" in event]
+    waits, times = ([step[f"perf/{name}"] for step in steps] for name in ("data_wait", "step_time"))
+    assert waits[1] > 3 > waits[2]
+    assert times[1] > 3 > max(times[0], times[2])  # compiling is not part of the first
 
 
 def test_rewards_that_fail_end_the_run(grpo, tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def packed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int) 
     """Groups that share rows of T places: first fit, the longest first."""
     rows: list[list[_Stretch]] = []
     room: list[int] = []
-    stretches = [s for p in range(len(prompts)) for s in _stretches(p, prompts, answers, T)]
+    numbers: list[list[int]] = [[] for _ in prompts]
+    for number, answer in enumerate(answers):
+        numbers[answer.prompt].append(number)
+    stretches = [s for of_one in numbers for s in _stretches(of_one, prompts, answers, T)]
     for stretch in sorted(stretches, key=_size, reverse=True):
         row = next((r for r, free in enumerate(room) if free >= _size(stretch)), len(rows))
         if row == len(rows):
@@ -134,14 +137,12 @@ def place_of(number: int, rows: int, rows_at_once: int) -> int:
 
 
 def _stretches(
-    prompt: int, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int
+    numbers: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int
 ) -> list[_Stretch]:
-    """A group, cut where it would not fit into a row."""
+    """The answers of one group, cut where they would not fit into a row."""
     found: list[_Stretch] = []
-    for number, answer in enumerate(answers):
-        if answer.prompt != prompt:
-            continue
-        n = len(answer.ids)
+    for number in numbers:
+        prompt, n = answers[number].prompt, len(answers[number].ids)
         if not found or max(found[-1].places + n - 1, found[-1].tokens + n) > T:
             found.append(_Stretch(prompt, len(prompts[prompt])))
         found[-1].answers.append(number)
