@@ -28,10 +28,10 @@ from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.experiment import ExperimentSpec
+from llm.train.grpo.spec import GRPOSpec
 from llm.train.specs import (
     AdamWSpec,
     ConstantSpec,
-    GRPOSpec,
     LinearSpec,
     MuonSpec,
     OptaxSpec,

@@ -64,7 +64,7 @@ def ours(name: str):
     ).fresh()
     stepper = Stepper(
         model=model, remat="none", attention=hardware.attention,
-        objective=NextToken(machine.loss_chunk, 0.0, 0.0), optimizer=optimizer, schedule=schedule,
+        objective=NextToken(hardware.loss_chunk, 0.0, 0.0), optimizer=optimizer, schedule=schedule,
         seed=0, compute_dtype=hardware.compute_dtype, micro_batches=1, grad_clip=1.0,
         ema_decay=None,
     )  # fmt: skip

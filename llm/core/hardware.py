@@ -49,6 +49,9 @@ class HardwareSpec(Spec):
     peak_tflops: float | None = knob(
         None, "dense peak of one device in compute_dtype, for MFU; null looks it up", gt=0
     )
+    bandwidth: float | None = knob(
+        None, "between one device and its memory, GB/s, for plans; null looks it up", gt=0
+    )
     memory_gib: float | None = knob(None, "memory of one device; null asks it", gt=0)
     compilation_cache: str | None = knob(
         "outputs/cache/xla", "folder of compiled programs; null keeps none"
@@ -68,6 +71,18 @@ class HardwareSpec(Spec):
                 problem = f"a kernel for one device, and here are {self.devices}"
             if problem:
                 raise RefusedError(f"attention={self.attention}: {problem}; try auto")
+
+    def settled(self, platform: str) -> HardwareSpec:
+        """With what `auto` and null leave open decided for devices of this kind (`cpu`, `gpu`)."""
+        on_gpu = platform != "cpu"
+        dtype, attention = self.compute_dtype, self.attention
+        if dtype == "auto":
+            dtype = "bfloat16" if on_gpu else "float32"
+        if attention == "auto":
+            fast = "flash" if self.devices == 1 else "cudnn"
+            attention = fast if on_gpu and dtype == "bfloat16" else "xla"
+        chunk = self.loss_chunk or (4096 if on_gpu else 512)
+        return self.replace(compute_dtype=dtype, attention=attention, loss_chunk=chunk)
 
     @property
     def devices(self) -> int:

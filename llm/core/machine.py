@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from llm.core.devices import GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
 from llm.core.mesh import make_mesh
 from llm.core.spec import RefusedError
-
-GIB = 1024**3
-
-# Dense bf16 TFLOP/s by a part of the device's name (vendor data sheets); the longest fit counts.
-PEAK_TFLOPS = {
-    "A6000": 154.8,
-    "A100": 312.0,
-    "H100": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H200": 989.0,
-}
 
 # For `jax.jit` of a train step. XLA's default order for CPUs seeks concurrency: it recomputes the
 # attention weights of all layers at the start of the backward pass and holds them. And it hands
@@ -50,6 +40,7 @@ _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "param_dtype": "float32",
     "xla_flags": [],
     "peak_tflops": None,
+    "bandwidth": None,
     "memory_gib": None,
     "data_parallel": 1,
     "fsdp": 1,
@@ -72,11 +63,6 @@ class Machine:
         return self.mesh.devices.flat[0]
 
     @property
-    def loss_chunk(self) -> int:
-        """Tokens whose logits exist at the same time."""
-        return self.spec.loss_chunk or (512 if self.device.platform == "cpu" else 4096)
-
-    @property
     def compiler_options(self) -> dict[str, Any]:
         """Options of `jax.jit` for programs that train."""
         return COMPILER_OPTIONS.get(self.device.platform, {})
@@ -95,11 +81,23 @@ class Machine:
         elif self.device.platform == "cpu":
             return _measured_flops(self.spec.compute_dtype)  # fake devices share one processor
         else:
-            fitting = [name for name in PEAK_TFLOPS if name in self.device.device_kind]
-            if not fitting or self.spec.compute_dtype != "bfloat16":
+            known = device_called(self.device.device_kind)
+            if known is None or self.spec.compute_dtype != "bfloat16":
                 return None
-            each = PEAK_TFLOPS[max(fitting, key=len)] * 1e12
+            each = known.tflops * 1e12
         return each * self.mesh.size
+
+    def bandwidth(self) -> float | None:
+        """Bytes/s between one device and its memory; None if it is not known. A CPU's is measured.
+
+        Fake devices of a CPU share it.
+        """
+        if self.spec.bandwidth is not None:
+            return self.spec.bandwidth * 1e9
+        if self.device.platform == "cpu":
+            return _measured_bandwidth() / self.mesh.size
+        known = device_called(self.device.device_kind)
+        return None if known is None else known.gb_per_s * 1e9
 
     def memory_used_gib(self) -> float:
         """Peak so far: of the fullest device, or of this process on a CPU."""
@@ -149,22 +147,20 @@ def claim(spec: HardwareSpec) -> Machine:
     _set_xla_flags(spec.xla_flags)
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
+    else:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_SHARE))
     # Random numbers by one kernel instead of hundreds of operations for XLA to compile each time.
     jax.config.update("jax_threefry_gpu_kernel_lowering", on_gpu)
     devices = jax.devices()
     kind = devices[0].device_kind
     if on_gpu and spec.device_kind not in kind:
         problem = f"this machine has a {kind}, not a {spec.device_kind}"
-        spec = make_do(spec, problem, "it as it is", peak_tflops=None, memory_gib=None)
+        own = {"peak_tflops": None, "bandwidth": None, "memory_gib": None}
+        spec = make_do(spec, problem, "it as it is", **own)
     if len(devices) < spec.devices:
         problem = f"{spec.devices} devices are asked for and {len(devices)} here"
         spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1)
-    if spec.compute_dtype == "auto":
-        spec = spec.replace(compute_dtype="bfloat16" if on_gpu else "float32")
-    if spec.attention == "auto":
-        fast = "flash" if spec.devices == 1 else "cudnn"
-        fits = on_gpu and spec.compute_dtype == "bfloat16"
-        spec = spec.replace(attention=fast if fits else "xla")
+    spec = spec.settled("gpu" if on_gpu else "cpu")
     if spec.compilation_cache is not None:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,15 +193,27 @@ def _set_xla_flags(flags: list[str] | tuple[str, ...]) -> None:
         )
 
 
+def _measured_bandwidth() -> float:
+    """Bytes/s of adding a number to a large array: each byte is read, and written elsewhere."""
+    x = jnp.zeros(2**24, jnp.float32)
+    add = jax.jit(lambda x: x + 1).lower(x).compile()
+    return 2 * x.nbytes / _fastest(lambda: add(x))
+
+
 def _measured_flops(dtype: str) -> float:
     """FLOP/s of a square matrix product, the best of a few."""
     n = 1024
     x = jnp.ones((n, n), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul).lower(x, x).compile()
-    product(x, x).block_until_ready()
+    return 2 * n**3 / _fastest(lambda: product(x, x))
+
+
+def _fastest(work: Callable[[], jax.Array]) -> float:
+    """Seconds that it takes, at best of a few times."""
+    work().block_until_ready()
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        product(x, x).block_until_ready()
+        work().block_until_ready()
         best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return best

@@ -15,9 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS_RULES = {"embed": "fsdp"}
 
 
+AXES = ("data", "fsdp")
+
+
 def make_mesh(devices: Sequence[jax.Device], data_parallel: int, fsdp: int) -> Mesh:
     """Arrange devices as [data_parallel, fsdp]."""
-    return Mesh(np.asarray(devices).reshape(data_parallel, fsdp), ("data", "fsdp"))
+    return Mesh(np.asarray(devices).reshape(data_parallel, fsdp), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

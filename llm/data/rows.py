@@ -14,6 +14,8 @@ import numpy as np
 from llm.data.token_cache import TokenCache
 
 Array = np.ndarray[Any, Any]
+ARRAYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+"""Of a batch, each int32 [B, T]; see `collate`."""
 EMPTY = -1
 """A row number that stands for a row of padding only."""
 
@@ -64,10 +66,7 @@ def collate(plans: Sequence[Rows], source_B: Array, row_B: Array, seq_len: int) 
         zeros, which are also a token's id: masks come from `segment_ids`.
     """
     shape = (len(row_B), seq_len)
-    batch = {
-        name: np.zeros(shape, np.int32)
-        for name in ("tokens", "targets", "segment_ids", "positions", "loss_mask")
-    }
+    batch = {name: np.zeros(shape, np.int32) for name in ARRAYS}
     for source, plan in enumerate(plans):
         mine = np.flatnonzero((source_B == source) & (row_B != EMPTY))
         if len(mine):

@@ -36,8 +36,8 @@ from llm.models.cache import KVCache
 if TYPE_CHECKING:
     from llm.generate.engine import Engine
 
-_SEGMENT = 32  # tokens between two looks of the host
-_PREFILL_TOKENS = 8192  # prompts are prefilled in groups of this size
+SEGMENT = 32  # tokens between two looks of the host
+PREFILL_TOKENS = 8192  # prompts are prefilled in groups of this size
 _SHRINK = 4  # the batch shrinks when it could be so many times smaller
 
 
@@ -106,7 +106,7 @@ class Batch:
                 self._admit(coming)
             with self.watch.decoding():
                 self.rows, written = self.engine.decode(
-                    self.rows, self.sampling, self.stop_ids, _SEGMENT
+                    self.rows, self.sampling, self.stop_ids, SEGMENT
                 )
             before = len(self.answers)
             self._harvest(written, is_over)
@@ -140,7 +140,7 @@ class Batch:
         while new:
             group = [new.pop()]  # the longest that is left
             width = bucket(len(self.prompts[group[0]]) - 1, SMALLEST)
-            while new and (len(group) + 1) * width <= _PREFILL_TOKENS:
+            while new and (len(group) + 1) * width <= PREFILL_TOKENS:
                 group.append(new.pop())
             cache = self.engine.prefill([self.prompts[p] for p in group])
             jax.block_until_ready(cache.lengths_B)  # else its time would be that of the tokens
@@ -175,7 +175,7 @@ class Batch:
             B = bucket(len(busy))
         limit = self.sampling.max_new_tokens
         needed = max(
-            slot.length + min(_SEGMENT, limit - len(slot.ids)) for slot in self.slots if slot
+            slot.length + min(SEGMENT, limit - len(slot.ids)) for slot in self.slots if slot
         )
         capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
         if self.rows is None:

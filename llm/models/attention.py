@@ -69,8 +69,12 @@ def attention(
         index: see `TokenIndex`. What a query sees must not come after it in the row, since keys
             after a block of queries are not looked at.
     """
-    block = max(_SMALLEST_BLOCK, -(-q_BTNH.shape[1] // _MOST_BLOCKS))
-    return _attention(block, q_BTNH, k_BTKH, v_BTKH, index)
+    return _attention(block_of(q_BTNH.shape[1]), q_BTNH, k_BTKH, v_BTKH, index)
+
+
+def block_of(T: int) -> int:
+    """Queries of a block, in a row of T."""
+    return max(_SMALLEST_BLOCK, -(-T // _MOST_BLOCKS))
 
 
 def attention_to_cache(

@@ -25,9 +25,9 @@ from llm.train.compiled import Compiled
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
 from llm.train.origin import Origin
+from llm.train.parts import Parts
 from llm.train.run_folder import check_run_folder
 from llm.train.state import StateFactory, TrainState
-from llm.train.step import Stepper
 from llm.train.step_report import StepReport
 from llm.train.stopping import StopSignal
 from llm.train.trainable import n_frozen_matmul, split
@@ -100,13 +100,14 @@ class _Run:
                 hardware = self.machine.spec
                 origin = Origin(self.experiment, self.folder)
                 self.chat = origin.chat()
-                self.trainer = self.experiment.trainer.build(self.experiment, origin, self.machine)
+                self.trainer = self.experiment.trainer.build(self.experiment, origin)
                 self.tokenizer = self.trainer.tokenizer
                 self.stop_ids = origin.stop_ids(self.tokenizer)
                 self.chat_template = origin.chat_template
                 self.model = origin.model(self.tokenizer)
                 check_kernel(hardware.attention, self.model, hardware.compute_dtype)
-                self.factory = factory = self._factory()
+                self.parts = self._parts()
+                factory = self.parts.factory
                 checkpoints = self._checkpoints()
                 restored = checkpoints.restore_newest(factory.template)
                 parent, state = self._first_state(factory, restored, origin)
@@ -146,23 +147,10 @@ class _Run:
                 ledger=self.ledger.totals(), error=record,
             )  # fmt: skip
 
-    def _schedule(self, peak: float) -> Any:
-        trainer = self.experiment.trainer
-        return trainer.schedule.build(peak, trainer.steps)
-
-    def _factory(self) -> StateFactory:
-        trainer = self.experiment.trainer
-        self.optimizer = trainer.optimizer.build(self._schedule)
-        return StateFactory(
-            model=self.model,
-            optimizer=self.optimizer,
-            seed=self.experiment.seed,
-            use_ema=trainer.ema_decay is not None,
-            param_dtype=self.machine.spec.param_dtype,
-            mesh=self.machine.mesh,
-            freeze=trainer.freeze,
-            compute_dtype=self.machine.spec.compute_dtype,
-            use_reference=trainer.keeps_reference,
+    def _parts(self) -> Parts:
+        machine = self.machine
+        return Parts(
+            self.experiment, self.model, machine.spec, machine.device.platform, machine.mesh
         )
 
     def _checkpoints(self) -> Checkpoints:
@@ -234,7 +222,9 @@ class _Run:
             )
             (self.folder / "tokenizer.json").write_text(self.tokenizer.to_hf_json(), "utf-8")
         where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
-        trained, _ = split(self.model, experiment.trainer.freeze, self.factory.template.params)
+        trained, _ = split(
+            self.model, experiment.trainer.freeze, self.parts.factory.template.params
+        )
         n_trained = _count(trained)
         some = f", of which {n_trained:,} are trained," if n_trained < n_params else ""
         report.say(f"{self.model.name}: {n_params:,} parameters{some} on {where}")
@@ -247,32 +237,13 @@ class _Run:
         restored: Restored | None,
         parent: dict[str, Any] | None,
     ) -> tuple[Loop, Source]:
-        experiment, spec, hardware = self.experiment, self.experiment.trainer, self.machine.spec
-        stepper = Stepper(
-            model=self.model,
-            remat=hardware.remat,
-            attention=hardware.attention,
-            objective=self.trainer.objective,
-            optimizer=self.optimizer,
-            schedule=self._schedule(spec.optimizer.lr),
-            seed=experiment.seed,
-            compute_dtype=hardware.compute_dtype,
-            micro_batches=self.trainer.rows // self.trainer.rows_at_once,
-            grad_clip=spec.grad_clip,
-            ema_decay=spec.ema_decay,
-            freeze=spec.freeze,
-            move_reference=self.trainer.move_reference,
-        )
-        jitted = jax.jit(
-            stepper.train_step,
-            donate_argnums=0,
-            out_shardings=(self.factory.shardings, None),
-            compiler_options=self.machine.compiler_options,
-        )
+        experiment, spec = self.experiment, self.experiment.trainer
+        jitted = self.parts.train_step(self.machine.compiler_options)
         bench = Workbench(
             model=self.model,
             machine=self.machine,
-            stepper=stepper,
+            stepper=self.parts.stepper,
+            rows=self.parts.rows,
             stop_ids=self.stop_ids,
             place=lambda batch: put_rows(batch, self.machine.mesh),
             report=report,

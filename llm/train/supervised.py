@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.core.machine import Machine
 from llm.core.mesh import replicated
 from llm.data.loader import Loader
 from llm.report.preview import show_example
@@ -20,7 +18,6 @@ from llm.train.experiment import ExperimentSpec
 from llm.train.origin import Origin
 from llm.train.samples import Sampler, sampler
 from llm.train.state import TrainState
-from llm.train.step import Objective
 from llm.train.trainer import Drawn, Work, Workbench
 
 
@@ -30,8 +27,6 @@ class Supervised:
     Args:
         experiment: the whole of it.
         origin: where tokenizer and template come from.
-        machine: decides how many rows go through the model at once.
-        objective: the loss.
         questions: held-out prompts that are answered with the samples.
         preview: examples to show at the start.
     """
@@ -40,8 +35,6 @@ class Supervised:
         self,
         experiment: ExperimentSpec,
         origin: Origin,
-        machine: Machine,
-        objective: Objective,
         questions: int = 0,
         preview: int = 0,
     ) -> None:
@@ -57,11 +50,6 @@ class Supervised:
         )
         self.tokenizer = self._data.tokenizer
         self.fingerprint = self._data.fingerprint
-        self.objective = objective
-        self.move_reference: Callable[[Any, Any, Any], Any] | None = None
-        self.rows = experiment.data.batch_size
-        hardware = machine.spec
-        self.rows_at_once = (hardware.micro_batch or 0) * hardware.devices or self.rows
 
     def begin(self, bench: Workbench) -> Work:
         """The parts for the loop."""

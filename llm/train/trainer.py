@@ -15,8 +15,9 @@ from llm.models.specs import ModelSpec
 from llm.report.ledger import Ledger
 from llm.report.run_report import RunReport
 from llm.report.samples import Sample
+from llm.train.specs import BatchRows
 from llm.train.state import TrainState
-from llm.train.step import Objective, Stepper
+from llm.train.step import Stepper
 from llm.train.stopping import StopSignal
 
 HostBatch = dict[str, np.ndarray]
@@ -61,6 +62,8 @@ class Workbench:
     """With the size of its vocabulary settled."""
     machine: Machine
     stepper: Stepper
+    rows: BatchRows
+    """Of a batch."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
     place: Callable[[HostBatch], dict[str, jax.Array]]
@@ -88,13 +91,6 @@ class Trainer(Protocol):
     tokenizer: Tokenizer
     fingerprint: dict[str, Any]
     """What was read, and how much, as JSON data."""
-    objective: Objective
-    move_reference: Callable[[Any, Any, Any], Any] | None
-    """See `Stepper`."""
-    rows: int
-    """Of a batch, over all devices."""
-    rows_at_once: int
-    """Of a batch that go through the model together."""
 
     def begin(self, bench: Workbench) -> Work:
         """The parts for the loop."""

@@ -34,10 +34,10 @@ from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
-from llm.train.grpo.trainer import mover_of
+from llm.train.grpo.reference import mover_of
+from llm.train.grpo.spec import GRPOSpec
 from llm.train.run import run
 from llm.train.run_folder import check_run_folder
-from llm.train.specs import GRPOSpec
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
 NESTED += [RopeScalingSpec, LoRASpec]
@@ -147,7 +147,7 @@ def test_every_field_of_every_spec_is_read(
                 check_run_folder(spec, folder)
         with pytest.raises(RefusedError, match="rewards=nothing: "):
             experiment("trainer=grpo", "trainer.rewards=[nothing]").trainer.check_available()
-        mover_of(GRPOSpec(reference="periodic"))
+        mover_of(GRPOSpec(reference="periodic", kl_weight=0.1))
         for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
             words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]
             trainer = experiment(*words).trainer

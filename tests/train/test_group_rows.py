@@ -16,7 +16,7 @@ from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
 from llm.train.grpo.policy_gradient import PolicyGradient
-from llm.train.specs import LOSSES, GRPOSpec
+from llm.train.grpo.spec import LOSSES, GRPOSpec
 
 GPT = GPTSpec(vocab_size=40, max_seq_len=64, n_layers=2, d_model=16, n_heads=2)
 LLAMA = LlamaSpec(
@@ -52,9 +52,7 @@ def maker(spec: GRPOSpec, T: int, at_once: int, *, share: bool, rows: int = 20) 
 
 
 def objective_of(spec: GRPOSpec) -> PolicyGradient:
-    return PolicyGradient(
-        32, spec.loss, 0.8, 0.2, 0.2, spec.kl_weight, spec.entropy_weight, spec.importance_cap
-    )
+    return spec.replace(temperature=0.8).objective(32)
 
 
 def gradients(model, spec: GRPOSpec, batch: dict[str, np.ndarray], attention: str = "xla"):

@@ -19,8 +19,9 @@ from llm.models.specs import GPTSpec, LoRASpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
 from llm.train.grpo.rewards import RewardError
+from llm.train.grpo.spec import GRPOSpec
 from llm.train.run import run
-from llm.train.specs import AdamWSpec, GRPOSpec
+from llm.train.specs import AdamWSpec
 from llm.train.stopping import StopSignal
 
 REWARDS = '''

@@ -17,19 +17,15 @@ from llm.train.grpo.advantages import equal_groups, group_advantages
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
 from llm.train.grpo.policy_gradient import PolicyGradient
+from llm.train.grpo.spec import ADVANTAGES, LOSSES, GRPOSpec
 from llm.train.log_probs import TokenScores, token_scores
-from llm.train.specs import ADVANTAGES, LOSSES, GRPOSpec
 
 MAX_NEW = 9
 P, G = 3, 4
 
 
 def objective_of(spec: GRPOSpec) -> PolicyGradient:
-    return PolicyGradient(
-        loss_chunk=64, loss=spec.loss, temperature=spec.temperature, clip_low=spec.clip_low,
-        clip_high=spec.clip_high, kl_weight=spec.kl_weight, entropy_weight=spec.entropy_weight,
-        importance_cap=spec.importance_cap,
-    )  # fmt: skip
+    return spec.objective(64)
 
 
 def groups_of(rng: np.random.Generator) -> list[Group]:

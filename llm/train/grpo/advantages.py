@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from llm.train.specs import ADVANTAGES
+from llm.train.grpo.spec import ADVANTAGES
 
 _EPS = 1e-4  # as in TRL: keeps a group that is all but equal from becoming loud
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm.train.grpo.groups import Group
 from llm.train.grpo.rows import Answer, Layout, collate, one_per_row, packed, place_of
-from llm.train.specs import GRPOSpec
+from llm.train.grpo.spec import GRPOSpec
 
 _PER_ANSWER = ("grpo", "gspo")  # each answer weighs the same, whatever its length
 

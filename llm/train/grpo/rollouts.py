@@ -18,7 +18,7 @@ from llm.train.grpo.layout import BatchMaker
 from llm.train.grpo.prompts import Prompts
 from llm.train.grpo.rewards import RewardError
 from llm.train.grpo.sampling import Answering, mean_of_those_there, passed, step_key
-from llm.train.specs import GRPOSpec
+from llm.train.grpo.spec import GRPOSpec
 from llm.train.state import TrainState
 from llm.train.trainer import Drawn
 

@@ -88,6 +88,13 @@ def one_per_row(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> 
     )
 
 
+def arrays(rows: int, T: int, values: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each array of a batch, see `collate`."""
+    integers = dict.fromkeys(_INTEGERS, ((rows, T), "int32"))
+    numbers = dict.fromkeys((*_NUMBERS, *values), ((rows, T), "float32"))
+    return {**integers, **numbers, "counts": ((rows,), "int32"), "divisor": ((rows,), "float32")}
+
+
 def collate(
     layout: Layout,
     prompts: Sequence[Sequence[int]],
@@ -118,10 +125,7 @@ def collate(
         `weights` and each of the answers' `values`, fp32 [R, C]; `counts` int32 [R], the
         completion tokens of a row, which come first; `divisor` fp32 [R], whose sum it is.
     """
-    batch: dict[str, np.ndarray] = {name: np.zeros((rows, T), np.int32) for name in _INTEGERS}
-    batch |= {name: np.zeros((rows, T), np.float32) for name in (*_NUMBERS, *values)}
-    batch["counts"] = np.zeros(rows, np.int32)
-    batch["divisor"] = np.zeros(rows, np.float32)
+    batch = {name: np.zeros(*shaped) for name, shaped in arrays(rows, T, values).items()}
     batch["divisor"][0] = divisor
     for number, stretches in enumerate(layout.rows):
         into = place_of(number, rows, rows_at_once)

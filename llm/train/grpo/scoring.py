@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from llm.models.binding import bind
 from llm.models.specs import ModelSpec
-from llm.train.grpo.policy_gradient import completion_scores
+from llm.train.grpo.policy_gradient import PolicyGradient, completion_scores
 from llm.train.step import Batch, Stepper
 
 
@@ -21,13 +21,12 @@ class Scorer:
 
     model: ModelSpec
     stepper: Stepper
-    """How the model runs, and how many rows of it at once."""
-    loss_chunk: int
-    temperature: float
+    """How the model runs, how many rows of it at once, and with what loss."""
 
     def __call__(self, params: Any, batch: Batch) -> Float[Array, "R C"]:
         """Of each completion token of a batch, see `llm.train.grpo.rows`."""
-        stepper = self.stepper
+        stepper, objective = self.stepper, self.stepper.objective
+        assert isinstance(objective, PolicyGradient)
         model = bind(
             self.model,
             params,
@@ -38,7 +37,7 @@ class Scorer:
 
         def visit(i: Array, found: Array) -> Array:
             piece = jax.tree.map(lambda x: x[i], pieces)
-            scores = completion_scores(model, piece, self.loss_chunk, self.temperature)
+            scores = completion_scores(model, piece, objective.loss_chunk, objective.temperature)
             return found.at[i].set(scores.log_probs)
 
         zeros = jnp.zeros(pieces["places"].shape, jnp.float32)

@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from llm.core.machine import Machine
 from llm.core.spec import RefusedError
 from llm.data.specs import PackedSpec
 from llm.models.lora import without_adapters
@@ -21,24 +18,18 @@ from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.evaluation import evaluate
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
-from llm.train.grpo.policy_gradient import PolicyGradient
 from llm.train.grpo.prompts import Prompts
 from llm.train.grpo.rewards import Rewards
 from llm.train.grpo.rollouts import Rollouts, Score
 from llm.train.grpo.sampling import Answering
 from llm.train.grpo.scoring import Scorer
+from llm.train.grpo.spec import GRPOSpec
 from llm.train.origin import Origin
 from llm.train.samples import Sampler, sampler
-from llm.train.specs import GRPOSpec
 from llm.train.state import TrainState
-from llm.train.step import Objective
 from llm.train.trainable import joined
 from llm.train.trainer import Work, Workbench
 
-# Through the model, where hardware.micro_batch does not say: enough to keep the device busy, and no
-# more, since what the last rows leave empty is gone through as well.
-_TOKENS_AT_ONCE = {"cpu": 1024}
-_TOKENS_AT_ONCE_ELSEWHERE = 8192
 _ANSWERED = 8  # held-out prompts whose answers are shown
 
 
@@ -49,12 +40,9 @@ class GRPO:
         spec: of this trainer.
         experiment: the whole of it.
         origin: where tokenizer and template come from.
-        machine: decides how many rows go through the model at once.
     """
 
-    def __init__(
-        self, spec: GRPOSpec, experiment: ExperimentSpec, origin: Origin, machine: Machine
-    ) -> None:
+    def __init__(self, spec: GRPOSpec, experiment: ExperimentSpec, origin: Origin) -> None:
         if jax.process_count() > 1:
             raise RefusedError("trainer=grpo: runs on the devices of one host, not of several")
         tokenizer = origin.tokenizer()
@@ -64,7 +52,7 @@ class GRPO:
                 "names weights to begin with (last:sft, hf:org/name, a run folder, ...)"
             )
         self._spec, self._experiment = spec, experiment
-        data, hardware = experiment.data, machine.spec
+        data = experiment.data
         self._chat = origin.chat()
         missing = (
             [t for t in self._chat.new_tokens if t not in tokenizer.special_ids]
@@ -81,23 +69,6 @@ class GRPO:
         longest = data.seq_len - spec.max_new_tokens
         self._prompts = Prompts(data, experiment.seed, tokenizer, self._chat, stop_ids[0], longest)
         self.fingerprint = self._prompts.fingerprint
-        self.objective: Objective = PolicyGradient(
-            loss_chunk=machine.loss_chunk,
-            loss=spec.loss,
-            temperature=spec.temperature,
-            clip_low=spec.clip_low,
-            clip_high=spec.clip_high,
-            kl_weight=spec.kl_weight,
-            entropy_weight=spec.entropy_weight,
-            importance_cap=spec.importance_cap,
-        )
-        self.move_reference = mover_of(spec) if spec.keeps_reference else None
-        self._loss_chunk = machine.loss_chunk
-        tokens = _TOKENS_AT_ONCE.get(machine.device.platform, _TOKENS_AT_ONCE_ELSEWHERE)
-        at_once = hardware.micro_batch or max(tokens // data.seq_len // hardware.devices, 1)
-        answers = data.batch_size // spec.mini_batches * spec.group_size
-        self.rows_at_once = min(at_once * hardware.devices, _up_to(answers, hardware.devices))
-        self.rows = _up_to(answers, self.rows_at_once)
 
     def begin(self, bench: Workbench) -> Work:
         """The parts for the loop."""
@@ -110,8 +81,8 @@ class GRPO:
         make = BatchMaker(
             spec=spec,
             lengths=experiment.data.row_lengths(),
-            rows=self.rows,
-            rows_at_once=self.rows_at_once,
+            rows=bench.rows.total,
+            rows_at_once=bench.rows.at_once,
             share_prompts=isinstance(experiment.data, PackedSpec),
         )
         source = Rollouts(
@@ -145,11 +116,11 @@ class GRPO:
         spec = self._spec
 
         def scorer(model: Any) -> Compiled:
-            pass_ = Scorer(model, bench.stepper, self._loss_chunk, spec.temperature)
+            pass_ = Scorer(model, bench.stepper)
             options = bench.machine.compiler_options
             return Compiled(jax.jit(pass_, compiler_options=options), bench.stop, bench.ledger)
 
-        if spec.on_policy and not spec.kl_weight:
+        if not spec.scores:
             return None
         own = scorer(bench.model)
         base = scorer(bench.model.replace(lora=LoRASpec()))
@@ -213,23 +184,3 @@ class GRPO:
             return bench.stop.wait_for(lambda: sample(params, step))[0], {}
 
         return draw
-
-
-def mover_of(spec: GRPOSpec) -> Callable[[Any, Any, Any], Any] | None:
-    """How the reference follows the trained weights."""
-    if spec.reference == "ema":
-        decay = spec.reference_decay
-        return lambda step, trained, old: optax.incremental_update(trained, old, 1 - decay)
-    if spec.reference == "periodic":
-        every = spec.reference_every
-
-        def copy(step: Any, trained: Any, old: Any) -> Any:
-            return jax.tree.map(lambda t, o: jnp.where(step % every == 0, t, o), trained, old)
-
-        return copy
-    return None
-
-
-def _up_to(n: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-n // multiple) * multiple
