@@ -27,6 +27,7 @@ from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
 from llm.models.specs import GPTSpec, LlamaSpec
+from llm.plan.specs import PlanSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
 from llm.train.specs import (
@@ -49,6 +50,7 @@ REFUSED = 2  # exit status: it could, and we do not accept it
 SCHEMAS: dict[str, dict[str, type[Spec]]] = {
     "": {
         "experiment": ExperimentSpec,
+        "plan": PlanSpec,
         "generate": GenerateSpec,
         "chat": ChatSpec,
         "export": ExportSpec,
@@ -219,6 +221,17 @@ def start_logging() -> None:
     setup_logging()
     for library in ("absl", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+class RefuseWords(Callback):
+    """Checks the words of a plan before Hydra creates its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing the configuration and making the folder."""
+        try:
+            spec_from_config(config, PlanSpec)
+        except RefusedError as error:
+            refuse(error)
 
 
 class RefuseEarly(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
+    from llm.core.machine import claim
+    from llm.plan.check import check_fits
     from llm.train.run import run
 
     start_logging()
@@ -40,8 +43,10 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         if sweeping and experiment.tracker.group is None:
             tracker = experiment.tracker.replace(group=folder.parent.name)
             experiment = experiment.replace(tracker=tracker)
+        check_fits(experiment, claim(experiment.hardware))
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
+        _forget(folder)
         if sweeping:  # the other jobs run; `start` reports this one after them
             raise
         refuse(error)
@@ -53,6 +58,12 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
     if outcome.status == "stopped" and sweeping:
         raise SystemExit(0)  # a stop is meant for the whole sweep
     return outcome.score
+
+
+def _forget(folder: Path) -> None:
+    """Take away what Hydra wrote, where no run was begun."""
+    if all(path.name == ".hydra" for path in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def program() -> None:

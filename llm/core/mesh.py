@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # Which mesh axis a logical axis of a parameter is split over. Those not named are not split.
 AXIS_RULES = {"embed": "fsdp"}
@@ -23,17 +23,19 @@ def make_mesh(devices: Sequence[jax.Device], data_parallel: int, fsdp: int) -> M
     return Mesh(np.asarray(devices).reshape(data_parallel, fsdp), AXES)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def rows_sharding(mesh: Mesh) -> NamedSharding:
+def rows_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """First axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def parameter_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+def parameter_sharding(
+    mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> NamedSharding:
     """Where a parameter lies, from the names of its axes; an axis that does not divide is whole."""
     split = [
         rule if (rule := AXIS_RULES.get(axis)) and size % mesh.shape[rule] == 0 else None

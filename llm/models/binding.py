@@ -19,9 +19,15 @@ from llm.models.specs import ModelSpec
 
 
 @lru_cache(maxsize=64)
+def abstract(spec: ModelSpec) -> Any:
+    """The module with shapes for weights; nothing is computed. Shared: not to be changed."""
+    return nnx.eval_shape(lambda: spec.build(jax.random.key(0)))
+
+
+@lru_cache(maxsize=64)
 def structure(spec: ModelSpec) -> nnx.GraphDef[Any]:
-    """The module without its weights; nothing is computed."""
-    return nnx.split(nnx.eval_shape(lambda: spec.build(jax.random.key(0))))[0]
+    """The module without its weights."""
+    return nnx.split(abstract(spec))[0]
 
 
 def bind(

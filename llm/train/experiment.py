@@ -54,6 +54,10 @@ class ExperimentSpec(Spec):
         "first weights: pretrained (the model's own), scratch, a run folder, hf:org/name, ...; "
         "null: the trainer decides",
     )
+    plan: str = knob(
+        "refuse", "if the run cannot fit the memory: refuse, warn, or off, which does not look",
+        choices=("refuse", "warn", "off"),
+    )  # fmt: skip
     resume: str | None = knob(None, "true, last or a run folder: continue that run")
     model: ModelSpec = knob(doc="model")
     data: DataSpec = knob(doc="data")

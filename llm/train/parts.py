@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
-import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from llm.core.hardware import HardwareSpec
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
-from llm.train.specs import BatchRows
+from llm.train.specs import BatchRows, TrainerSpec
 from llm.train.state import StateFactory
 from llm.train.step import Stepper
 
@@ -29,7 +28,7 @@ class Parts:
     """With nothing left open, see `HardwareSpec.settled`."""
     platform: str
     """Of the devices, such as cpu."""
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
 
     @cached_property
     def rows(self) -> BatchRows:
@@ -37,29 +36,11 @@ class Parts:
         return self.experiment.trainer.batch_rows(self.experiment, self.hardware, self.platform)
 
     @cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """Of the trained weights."""
-        return self.experiment.trainer.optimizer.build(self._schedule)
-
-    def _schedule(self, peak: float) -> optax.Schedule:
-        trainer = self.experiment.trainer
-        return trainer.schedule.build(peak, trainer.steps)
-
-    @cached_property
     def factory(self) -> StateFactory:
         """Makes the first state."""
-        trainer = self.experiment.trainer
-        return StateFactory(
-            model=self.model,
-            optimizer=self.optimizer,
-            seed=self.experiment.seed,
-            use_ema=trainer.ema_decay is not None,
-            param_dtype=self.hardware.param_dtype,
-            mesh=self.mesh,
-            freeze=trainer.freeze,
-            compute_dtype=self.hardware.compute_dtype,
-            use_reference=trainer.keeps_reference,
-        )
+        hardware, trainer = self.hardware, self.experiment.trainer
+        types = hardware.param_dtype, hardware.compute_dtype
+        return _factory(self.model, trainer, self.experiment.seed, types, self.mesh)
 
     @cached_property
     def stepper(self) -> Stepper:
@@ -71,8 +52,8 @@ class Parts:
             remat=hardware.remat,
             attention=hardware.attention,
             objective=trainer.objective(hardware.loss_chunk),
-            optimizer=self.optimizer,
-            schedule=self._schedule(trainer.optimizer.lr),
+            optimizer=self.factory.optimizer,
+            schedule=trainer.schedule.build(trainer.optimizer.lr, trainer.steps),
             seed=self.experiment.seed,
             compute_dtype=hardware.compute_dtype,
             micro_batches=self.rows.micro_batches,
@@ -90,3 +71,25 @@ class Parts:
             out_shardings=(self.factory.shardings, None),
             compiler_options=compiler_options,
         )
+
+
+@lru_cache(maxsize=4)  # a plan tries many ways to run the same thing
+def _factory(
+    model: ModelSpec,
+    trainer: TrainerSpec,
+    seed: int,
+    types: tuple[str, str],
+    mesh: Mesh | AbstractMesh,
+) -> StateFactory:
+    """Types are those in which weights are kept and computed with."""
+    return StateFactory(
+        model=model,
+        optimizer=trainer.optimizer.build(lambda peak: trainer.schedule.build(peak, trainer.steps)),
+        seed=seed,
+        use_ema=trainer.ema_decay is not None,
+        param_dtype=types[0],
+        mesh=mesh,
+        freeze=trainer.freeze,
+        compute_dtype=types[1],
+        use_reference=trainer.keeps_reference,
+    )

@@ -282,6 +282,10 @@ class TrainerSpec(Spec, abc.ABC):
         rows = experiment.data.batch_size
         return BatchRows(rows, (hardware.micro_batch or 0) * hardware.devices or rows)
 
+    def tokens_per_step(self, experiment: ExperimentSpec) -> int:
+        """Tokens that go through the model for an update, at most."""
+        return experiment.data.batch_size * experiment.data.seq_len
+
     def batch_arrays(self, experiment: ExperimentSpec, rows: BatchRows) -> dict[str, Shaped]:
         """Shape and type of each array of the largest batch."""
         from llm.data.rows import ARRAYS

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from llm.core.mesh import parameter_sharding, replicated
 from llm.core.precision import cast_matrices
+from llm.models.binding import abstract
 from llm.models.lora import is_adapter, without_adapters
 from llm.models.parameter import drawn, logical_axes, named, nested, parameters
 from llm.models.specs import ModelSpec
@@ -52,7 +52,7 @@ class StateFactory:
     seed: int
     use_ema: bool
     param_dtype: str
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     freeze: Sequence[str] = ()
     """Patterns, see `llm.train.trainable`."""
     compute_dtype: str = "float32"
@@ -88,8 +88,9 @@ class StateFactory:
     @cached_property
     def template(self) -> TrainState:
         """Shape, type and placement of every array, as a state."""
-        shapes = jax.eval_shape(self._shapes)
-        axes = logical_axes(nnx.eval_shape(lambda: self.model.build(jax.random.key(0))))
+        model = abstract(self.model)
+        shapes = jax.eval_shape(self._shapes, parameters(model))
+        axes = logical_axes(model)
         params = jax.tree.map(
             lambda names, p: parameter_sharding(self.mesh, names, p.shape),
             axes,
@@ -122,8 +123,8 @@ class StateFactory:
         placement: TrainState = jax.tree.map(lambda x: x.sharding, self.template)
         return placement
 
-    def _shapes(self) -> TrainState:
-        params = self._kept(parameters(self.model.build(jax.random.key(self.seed))))
+    def _shapes(self, params: Any) -> TrainState:
+        params = self._kept(params)
         trained, _ = split(self.model, self.freeze, params)
         return TrainState(jnp.zeros((), jnp.int32), params, *self._rest(trained))
 

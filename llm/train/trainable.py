@@ -10,10 +10,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
-import jax
-from flax import nnx
-
 from llm.core.spec import RefusedError
+from llm.models.binding import abstract
 from llm.models.lora import is_adapter
 from llm.models.parameter import named, nested, parameters
 from llm.models.specs import ModelSpec
@@ -76,7 +74,7 @@ def n_frozen_matmul(model: ModelSpec, freeze: Sequence[str]) -> int:
 
 
 def _shapes(model: ModelSpec) -> dict[str, Any]:
-    return named(parameters(nnx.eval_shape(lambda: model.build(jax.random.key(0)))))
+    return named(parameters(abstract(model)))
 
 
 def _fits(name: str, pattern: str) -> bool:

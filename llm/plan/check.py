@@ -1,0 +1,53 @@
+"""Will it fit? Asked before a run begins."""
+
+from __future__ import annotations
+
+from loguru import logger
+
+from llm.core.machine import Machine
+from llm.core.spec import RefusedError
+from llm.plan.estimate import Estimate, estimate, gib
+from llm.plan.remedies import remedies
+from llm.plan.target import target_here
+from llm.train.experiment import ExperimentSpec
+
+
+def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
+    """Look at an experiment on the devices that it is about to run on.
+
+    `experiment.plan` says what to do if it cannot fit: refuse, warn, or do not look (off).
+
+    Raises:
+        RefusedError: it cannot fit; with what would.
+    """
+    if experiment.plan == "off":
+        return
+    target = target_here(machine)
+    if target is None:
+        return
+    found = estimate(experiment, target)
+    if found.fits:
+        return
+    message = f"{what_is_missing(found)} {what_to_change(found)}plan=warn starts it all the same."
+    if experiment.plan == "refuse":
+        raise RefusedError(message)
+    logger.warning(message)
+
+
+def what_is_missing(found: Estimate) -> str:
+    """The memory that is needed, and that there is."""
+    stage = found.peak
+    parts = sorted(stage.need.parts.items(), key=lambda part: -part[1])[:3]
+    largest = ", ".join(f"{name} {gib(size):.1f}" for name, size in parts)
+    return (
+        f"this run does not fit: its {stage.name} needs {gib(stage.need.total):.1f} GiB "
+        f"({largest}, ...) and {found.target.name} has {gib(found.target.memory):.1f} GiB."
+    )
+
+
+def what_to_change(found: Estimate) -> str:
+    """Words that would make it fit, if there are any."""
+    ways = [
+        f"{' '.join(r.words)} ({gib(r.estimate.peak.need.total):.1f} GiB)" for r in remedies(found)
+    ]
+    return f"It would fit with {', or '.join(ways)}. " if ways else ""

@@ -1,0 +1,203 @@
+"""What a run would need: memory and time of each of its stages, worked out from its spec alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from llm.core.devices import GIB
+from llm.generate.rows import SMALLEST, bucket
+from llm.plan import programs, roofline
+from llm.plan.memory import MemoryPlan, Need
+from llm.plan.roofline import Work
+from llm.plan.target import Target
+from llm.train.experiment import ExperimentSpec
+from llm.train.grpo.spec import GRPOSpec
+from llm.train.parts import Parts
+from llm.train.trainable import split
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A program that the run calls."""
+
+    name: str
+    need: Need
+    """Bytes on one device while it runs."""
+    work: Work
+    per_step: float
+    """Times per optimizer step."""
+    program: Callable[[Parts, dict[str, Any]], jax.stages.Traced] | None
+    """Traces it, for parts with devices and the compiler's options; None: it is one copy."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run on a target."""
+
+    experiment: ExperimentSpec
+    target: Target
+    parameters: int
+    trained: int
+    tokens_per_step: int
+    """At most: GRPO's depend on what is answered."""
+    model_flops: float
+    """Of a step, without what is computed again."""
+    stages: tuple[Stage, ...]
+
+    @property
+    def peak(self) -> Stage:
+        """The stage that needs most memory."""
+        return max(self.stages, key=lambda stage: stage.need.total)
+
+    @property
+    def fits(self) -> bool:
+        """The memory of a device is enough."""
+        return self.peak.need.total <= self.target.memory
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of an optimizer step, at best."""
+        times = [stage.work.seconds(self.target) for stage in self.stages]
+        if None in times:
+            return None
+        pairs = zip(self.stages, times, strict=True)
+        return sum(stage.per_step * (seconds or 0) for stage, seconds in pairs)
+
+    @property
+    def mfu(self) -> float | None:
+        """The most that can be measured."""
+        seconds = self.step_seconds
+        if not seconds:
+            return None
+        return self.model_flops / (seconds * self.target.flops * self.target.spec.devices)
+
+    @property
+    def device_hours(self) -> float | None:
+        """Of all steps, at best."""
+        seconds = self.step_seconds
+        if seconds is None:
+            return None
+        return seconds * self.experiment.trainer.steps * self.target.spec.devices / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures; bytes, seconds and FLOP."""
+        target, seconds = self.target, self.step_seconds
+        return {
+            "device": target.name,
+            "devices": target.spec.devices,
+            "memory_bytes": target.memory,
+            "fits": self.fits,
+            "margin_bytes": target.memory - self.peak.need.total,
+            "peak_bytes": self.peak.need.total,
+            "peak_stage": self.peak.name,
+            "parameters": self.parameters,
+            "trained_parameters": self.trained,
+            "tokens_per_step": self.tokens_per_step,
+            "flops_per_token": self.model_flops / self.tokens_per_step,
+            "flops_per_step": self.model_flops,
+            "step_seconds": seconds,
+            "tokens_per_second": self.tokens_per_step / seconds if seconds else None,
+            "mfu": self.mfu,
+            "device_hours": self.device_hours,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "bytes": stage.need.total,
+                    "parts": stage.need.parts,
+                    "flops": stage.work.flops,
+                    "seconds": stage.work.seconds(target),
+                    "per_step": stage.per_step,
+                }
+                for stage in self.stages
+            ],
+        }
+
+
+def estimate(experiment: ExperimentSpec, target: Target) -> Estimate:
+    """The formulas; touches no device, reads no data.
+
+    A vocabulary that the data will decide is taken to be as large as its tokenizer may become. A
+    prompt of GRPO is taken to be as long as `data.seq_len` allows.
+    """
+    vocab = experiment.model.vocab_size or experiment.data.tokenizer.vocab_size
+    model = experiment.model.replace(vocab_size=vocab)
+    parts = Parts(experiment, model, target.spec, target.platform, target.mesh)
+    memory = MemoryPlan(parts)
+    params = parts.factory.template.params
+    trained, _ = split(model, experiment.trainer.freeze, params)
+    tokens = experiment.trainer.tokens_per_step(experiment)
+    kept = memory.kept_per_token()
+    stages = [
+        Stage(
+            "train step",
+            memory.train_step(),
+            roofline.train_step(parts, tokens, kept),
+            1,
+            programs.train_step,
+        )
+    ]
+    if isinstance(experiment.trainer, GRPOSpec):
+        stages += _rollout(experiment.trainer, parts, memory, tokens)
+    return Estimate(
+        experiment,
+        target,
+        _count(params),
+        _count(trained),
+        tokens,
+        roofline.model_flops(parts, tokens),
+        tuple(stages),
+    )
+
+
+def _rollout(spec: GRPOSpec, parts: Parts, memory: MemoryPlan, tokens: int) -> list[Stage]:
+    """How GRPO comes by its batches."""
+    data, model = parts.experiment.data, parts.model
+    per_step = 1 / (spec.epochs * spec.mini_batches)
+    longest, new = data.seq_len - spec.max_new_tokens, spec.max_new_tokens
+    answers = data.batch_size * spec.group_size
+    rows = min(spec.rows_decoded or answers, answers)
+    rows = bucket(rows, largest=rows)
+    turns = math.ceil(answers / rows)
+    cache = memory.cache(1, 1)
+    prefill = roofline.forward(parts, data.batch_size * longest, longest)
+    decode = roofline.decode(parts, rows, longest, new, cache)
+    stages = [
+        Stage(
+            "prefill",
+            memory.prefill(data.batch_size, longest),
+            prefill,
+            per_step,
+            lambda parts, _: programs.prefill_prompts(parts, data.batch_size, longest),
+        ),
+        Stage(
+            "decode",
+            memory.decode(rows, data.seq_len),
+            decode,
+            per_step * turns,
+            lambda parts, _: programs.decode_segment(parts, spec.sampling(), rows, data.seq_len),
+        ),
+    ]
+    if bucket(longest, SMALLEST) < bucket(data.seq_len, SMALLEST, model.max_seq_len):
+        copied = 2 * rows * longest * cache
+        stages.append(
+            Stage("larger caches", memory.grow(rows, data.seq_len), Work(0, copied), per_step, None)
+        )
+    if spec.scores:
+        work = roofline.score(parts, tokens)
+        times = len(spec.scores) * per_step * spec.mini_batches
+        stages.append(Stage("score", memory.score(), work, times, programs.score))
+    return stages
+
+
+def gib(size: float) -> float:
+    """Bytes in GiB."""
+    return size / GIB
+
+
+def _count(tree: Any) -> int:
+    return sum(p.size for p in jax.tree.leaves(tree))
