@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from llm.core.hardware import REMAT_POLICIES
 from llm.core.precision import cast_matrices
@@ -37,6 +38,7 @@ def bind(
     compute_dtype: str = "float32",
     remat: str = "none",
     attention: str = "xla",
+    rows: NamedSharding | None = None,
 ) -> Any:
     """The model with these weights, matrices cast to the compute type. Cheap; for use inside jit.
 
@@ -47,6 +49,7 @@ def bind(
         remat: what the backward pass recomputes: `none`, `block` (all but the block's input) or
             `dots` (all but the results of matrix products).
         attention: what computes the attention of whole rows, see `llm.models.kernels`.
+        rows: where the rows of whole batches lie; None leaves that to XLA.
 
     Raises:
         ValueError: there is no such `remat` or `attention`.
@@ -54,5 +57,5 @@ def bind(
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat={remat}: expected one of {', '.join(REMAT_POLICIES)}")
     model = nnx.merge(structure(spec), cast_matrices(params, compute_dtype))
-    model.remat, model.attention = remat, kernel(attention)
+    model.remat, model.attention, model.rows = remat, kernel(attention), rows
     return model

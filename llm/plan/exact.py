@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from llm.core.machine import COMPILER_OPTIONS
+from llm.core.machine import COMPILER_OPTIONS, gpu_expected
 from llm.core.mesh import make_mesh
 from llm.plan.estimate import Estimate, Stage
 from llm.plan.memory import MemoryPlan
@@ -94,6 +94,9 @@ def _devices(found: Estimate) -> tuple[Sequence[jax.Device], str]:
     """Devices to compile for, and the name of those that are absent."""
     target = found.target
     n = target.spec.devices
-    if target.platform == "cpu" or jax.devices()[0].platform == "gpu":
+    here = gpu_expected()
+    if not here:
+        jax.config.update("jax_platforms", "cpu")  # the compiler alone would look for a GPU
+    if target.platform == "cpu" or (here and target.name in jax.devices()[0].device_kind):
         return jax.devices()[:n], ""
     return absent_gpus(target.name, n), target.name

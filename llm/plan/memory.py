@@ -113,12 +113,13 @@ class MemoryPlan:
         held["gradients"] = _FP32 * _numbers([*matrices, *vectors]) if summed else 0
         kept, inside = self._activations()
         head = self._head_gradient(trained)
+        later = held | {"weights to compute with": self._copies(at_head=False)}
         moments = [
             held | {"activations": kept, "logits": self._logits(), "workspace": head},
-            held
+            later
             | {"activations": kept, "workspace": inside + self._attention()}
             | {"gradients": held["gradients"] + head},
-            held
+            later
             | {"activations": self._block(self.tokens), "workspace": inside + self._attention()}
             | {"gradients": held["gradients"] or gradients},
         ]
@@ -173,9 +174,20 @@ class MemoryPlan:
         """Bytes of activations that a backward pass without recomputation reads."""
         return self.model.n_layers * self._block(1)
 
-    def _copies(self) -> float:
-        """Matrices in the compute type, if they are kept in another; whole on every device."""
-        return self.width * sum(math.prod(p.shape) for p in self._cast())
+    def _copies(self, *, at_head: bool = True) -> float:
+        """Matrices in the compute type, if they are kept in another.
+
+        Where weights are split over devices, each is put together when its turn comes: there is
+        one's own share, and the whole of the head, or else of two blocks.
+        """
+        everything = self.width * sum(math.prod(p.shape) for p in self._cast())
+        n = self.parts.hardware.fsdp
+        if n == 1:
+            return everything
+        if at_head:
+            return everything / n + self.width * self.model.vocab * self.model.d_model
+        block = sum(n_in * n_out for n_in, n_out in self.model.linears.values())
+        return everything / n + 2 * self.width * block
 
     def cast(self) -> int:
         """Weights that are kept in another type than that of the matrix products."""
@@ -230,7 +242,7 @@ class MemoryPlan:
         """Of the hidden states and, if it is trained, of the output projection."""
         head = "head" if "head" in self.parts.factory.template.params else "embedding"
         matrix = self.model.vocab * self.model.d_model * _FP32 if head in trained else 0
-        return matrix + self._hidden(self.tokens)
+        return matrix / self.parts.hardware.fsdp + self._hidden(self.tokens)
 
     def _attention(self) -> float:
         """Scores that exist at the same time in the backward pass."""

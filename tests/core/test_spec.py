@@ -32,7 +32,7 @@ def example(cls: type[Spec]) -> Spec:
     needed: dict[str, Any] = {
         "name": "x", "steps": 50, "lr": 0.1, "optimizer": "lion", "source": "stdlib", "out": "x",
     }  # fmt: skip
-    if cls.__name__ == "ExperimentSpec":
+    if cls.__name__ in ("ExperimentSpec", "PlanSpec"):
         from llm.core.hardware import HardwareSpec
         from llm.data.specs import PaddedSpec
         from llm.models.specs import LlamaSpec

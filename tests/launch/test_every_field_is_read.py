@@ -21,10 +21,11 @@ import pytest
 from hydra import compose
 
 from launch.chat import main as chat
-from launch.config import SCHEMAS
+from launch.config import SCHEMAS, spec_from_config
 from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
+from launch.plan import plan
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
@@ -32,6 +33,8 @@ from llm.data.source import Skipped
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
+from llm.plan.check import check_fits
+from llm.plan.specs import PlanSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.grpo.reference import mover_of
@@ -87,7 +90,7 @@ def unread(specs: set[type[Spec]], reads: Reads) -> list[str]:
         f"{spec.__name__}.{field.name}"
         for spec in specs
         for field in dataclasses.fields(spec)
-        if (spec, field.name) not in reads
+        if not any((one, field.name) in reads for one in spec.__mro__)  # as a run and a plan share
     )
 
 
@@ -142,11 +145,15 @@ def test_every_field_of_every_spec_is_read(
         for number, words in enumerate(runs):
             spec = experiment(*words)
             folder = tmp_path / str(number)
+            check_fits(spec, machine.claim(spec.hardware))
             run(spec, folder)
             with pytest.raises(RefusedError, match="holds a run already"):
                 check_run_folder(spec, folder)
         with pytest.raises(RefusedError, match="rewards=nothing: "):
             experiment("trainer=grpo", "trainer.rewards=[nothing]").trainer.check_available()
+        (tmp_path / "plan").mkdir()
+        words = [*tiny_words, "model.n_heads=2", "hardware=cpu", "hardware.memory_gib=1"]
+        plan(spec_from_config(compose("plan", words), PlanSpec), tmp_path / "plan")
         mover_of(GRPOSpec(reference="periodic", kl_weight=0.1))
         for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
             words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]

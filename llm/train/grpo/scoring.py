@@ -32,6 +32,7 @@ class Scorer:
             params,
             compute_dtype=stepper.compute_dtype,
             attention=stepper.attention,
+            rows=stepper.rows,
         )
         pieces = stepper.in_micro_batches(batch)
 
