@@ -148,7 +148,7 @@ class TestBeforeARun:
             device="cpu", memory_gib=memory_gib, peak_tflops=0.1, bandwidth=10.0,
             compilation_cache=None,
         )  # fmt: skip
-        model = GPTSpec(vocab_size=4096, max_seq_len=64, n_layers=1, d_model=32, n_heads=2)
+        model = GPTSpec(vocab_size=4096, max_seq_len=128, n_layers=1, d_model=32, n_heads=2)
         data = PackedSpec(seq_len=64)
         trainer = PretrainSpec(steps=100)
         spec = ExperimentSpec(
