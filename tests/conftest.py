@@ -1,4 +1,4 @@
-"""Tests run on the CPU, as four devices, so that sharding is tested wherever they run."""
+"""Tests run on the CPU, as eight devices, so that sharding is tested wherever they run."""
 
 import os
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and compute little.
 jax.config.update("jax_disable_most_optimizations", True)
 

@@ -45,6 +45,10 @@ class HardwareSpec(Spec):
     )
     data_parallel: int = knob(1, "devices over which rows are split", gt=0)
     fsdp: int = knob(1, "devices over which rows and weights are split", gt=0)
+    tensor: int = knob(
+        1, "devices over which heads, hidden size and vocabulary are split: they share their rows",
+        gt=0,
+    )  # fmt: skip
     xla_flags: list[str] = knob([], "XLA_FLAGS for this device")
     peak_tflops: float | None = knob(
         None, "dense peak of one device in compute_dtype, for MFU; null looks it up", gt=0
@@ -87,4 +91,9 @@ class HardwareSpec(Spec):
     @property
     def devices(self) -> int:
         """Devices in the mesh."""
+        return self.row_shards * self.tensor
+
+    @property
+    def row_shards(self) -> int:
+        """Parts into which the rows of a batch are split."""
         return self.data_parallel * self.fsdp

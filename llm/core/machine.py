@@ -44,6 +44,7 @@ _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "memory_gib": None,
     "data_parallel": 1,
     "fsdp": 1,
+    "tensor": 1,
 }
 
 
@@ -159,14 +160,14 @@ def claim(spec: HardwareSpec) -> Machine:
         spec = make_do(spec, problem, "it as it is", **own)
     if len(devices) < spec.devices:
         problem = f"{spec.devices} devices are asked for and {len(devices)} here"
-        spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1)
+        spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1, tensor=1)
     spec = spec.settled("gpu" if on_gpu else "cpu")
     if spec.compilation_cache is not None:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    mesh = make_mesh(devices[: spec.devices], spec.data_parallel, spec.fsdp)
+    mesh = make_mesh(devices[: spec.devices], spec.data_parallel, spec.fsdp, spec.tensor)
     return Machine(spec, mesh, " ".join(notes) or None)
 
 

@@ -1,6 +1,7 @@
-"""Devices as a mesh with two axes, and where arrays lie on it.
+"""Devices as a mesh with three axes, and where arrays lie on it.
 
-One device is a mesh of 1 x 1. Rows of a batch are split over both axes, weights over `fsdp`.
+One device is a mesh of 1 x 1 x 1. Rows of a batch are split over `data` and `fsdp`, weights over
+`fsdp` (Zhao et al. 2023) and `tensor` (Shoeybi et al. 2019), optimizer and averages as they are.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # Which mesh axis a logical axis of a parameter is split over. Those not named are not split.
-AXIS_RULES = {"embed": "fsdp"}
+AXIS_RULES = {
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
 
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(devices: Sequence[jax.Device], data_parallel: int, fsdp: int) -> Mesh:
-    """Arrange devices as [data_parallel, fsdp]."""
-    return Mesh(np.asarray(devices).reshape(data_parallel, fsdp), AXES)
+def make_mesh(
+    devices: Sequence[jax.Device], data_parallel: int, fsdp: int, tensor: int = 1
+) -> Mesh:
+    """Arrange devices as [data_parallel, fsdp, tensor]."""
+    return Mesh(np.asarray(devices).reshape(data_parallel, fsdp, tensor), AXES)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -29,8 +38,14 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def rows_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """First axis split over all devices."""
+    """First axis split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def heads_sharding(mesh: Mesh | AbstractMesh, heads: int) -> NamedSharding:
+    """Of an array [rows, time, heads, width]: rows are split, and heads if they divide."""
+    split = "tensor" if heads % mesh.shape["tensor"] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, split))
 
 
 def parameter_sharding(

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from llm.core.hardware import REMAT_POLICIES
 from llm.core.precision import cast_matrices
@@ -38,7 +38,7 @@ def bind(
     compute_dtype: str = "float32",
     remat: str = "none",
     attention: str = "xla",
-    rows: NamedSharding | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Any:
     """The model with these weights, matrices cast to the compute type. Cheap; for use inside jit.
 
@@ -49,7 +49,7 @@ def bind(
         remat: what the backward pass recomputes: `none`, `block` (all but the block's input) or
             `dots` (all but the results of matrix products).
         attention: what computes the attention of whole rows, see `llm.models.kernels`.
-        rows: where the rows of whole batches lie; None leaves that to XLA.
+        mesh: over which whole batches are split; None leaves that to XLA.
 
     Raises:
         ValueError: there is no such `remat` or `attention`.
@@ -57,5 +57,5 @@ def bind(
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat={remat}: expected one of {', '.join(REMAT_POLICIES)}")
     model = nnx.merge(structure(spec), cast_matrices(params, compute_dtype))
-    model.remat, model.attention, model.rows = remat, kernel(attention), rows
+    model.remat, model.attention, model.mesh = remat, kernel(attention), mesh
     return model

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from llm.core.mesh import heads_sharding, rows_sharding
 from llm.models.attention import Attention, TokenIndex, attention, attention_to_cache
 from llm.models.cache import KVCache, write
 from llm.models.specs import ModelSpec
@@ -34,7 +35,7 @@ class Decoder(nnx.Module):
         # How it is computed and not what: `llm.models.binding.bind` chooses.
         self.remat = "none"
         self.attention: Attention = attention
-        self.rows: NamedSharding | None = None
+        self.mesh: Mesh | AbstractMesh | None = None
 
     @abc.abstractmethod
     def embed(
@@ -122,10 +123,15 @@ class Decoder(nnx.Module):
         extras = self.block_arguments(index.positions)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            q, k, v = self._placed(q), self._placed(k), self._placed(v)
+            if self.mesh is not None:
+                # As kernels ask for it: queries, keys and values placed alike.
+                place = heads_sharding(self.mesh, self.spec.kv_heads)
+                q, k, v = jax.lax.with_sharding_constraint((q, k, v), place)
             return self.attention(q, k, v, index)
 
-        x_BTD = self.embedding_dropout(self._placed(x_BTD), dropout_keys_B)
+        if self.mesh is not None:
+            x_BTD = jax.lax.with_sharding_constraint(x_BTD, rows_sharding(self.mesh))
+        x_BTD = self.embedding_dropout(x_BTD, dropout_keys_B)
         for block in self.blocks:
 
             def apply(x: Array, block: Any = block) -> Array:
@@ -133,10 +139,6 @@ class Decoder(nnx.Module):
 
             x_BTD = _rematerialised(apply, self.remat)(x_BTD)
         return self.final_norm(x_BTD)
-
-    def _placed(self, x: Array) -> Array:
-        """Rows split over the devices and nothing else, which kernels ask for."""
-        return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
 
     def embedding_dropout(
         self, x_BTD: Float[Array, "B T D"], keys_B: Key[Array, " B"] | None

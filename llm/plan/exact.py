@@ -49,7 +49,7 @@ def compiled(found: Estimate) -> Iterator[Compiled]:
     """
     target, experiment = found.target, found.experiment
     devices, asked = _devices(found)
-    mesh = make_mesh(devices, target.spec.data_parallel, target.spec.fsdp)
+    mesh = make_mesh(devices, target.spec.data_parallel, target.spec.fsdp, target.spec.tensor)
     vocab = experiment.model.vocab_size or experiment.data.tokenizer.vocab_size
     model = experiment.model.replace(vocab_size=vocab)
     parts = Parts(experiment, model, target.spec, target.platform, mesh)

@@ -77,7 +77,7 @@ class MemoryPlan:
     @property
     def tokens(self) -> int:
         """Of a micro-batch on one device."""
-        rows = self.parts.rows.at_once // self.parts.hardware.devices
+        rows = self.parts.rows.at_once // self.parts.hardware.row_shards
         return rows * self.parts.experiment.data.seq_len
 
     def state(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class MemoryPlan:
         parts = self.parts
         arrays = parts.experiment.trainer.batch_arrays(parts.experiment, parts.rows)
         size = sum(math.prod(shape) * jnp.dtype(kind).itemsize for shape, kind in arrays.values())
-        return size / parts.hardware.devices
+        return size / parts.hardware.row_shards
 
     def train_step(self) -> Need:
         """Gradients of all micro-batches, and the update."""
@@ -181,13 +181,12 @@ class MemoryPlan:
         one's own share, and the whole of the head, or else of two blocks.
         """
         everything = self.width * sum(math.prod(p.shape) for p in self._cast())
-        n = self.parts.hardware.fsdp
+        n, tensor = self.parts.hardware.fsdp, self.parts.hardware.tensor
         if n == 1:
-            return everything
-        if at_head:
-            return everything / n + self.width * self.model.vocab * self.model.d_model
+            return everything / tensor
         block = sum(n_in * n_out for n_in, n_out in self.model.linears.values())
-        return everything / n + 2 * self.width * block
+        whole = self.model.vocab * self.model.d_model if at_head else 2 * block
+        return (everything / n + self.width * whole) / tensor
 
     def cast(self) -> int:
         """Weights that are kept in another type than that of the matrix products."""
@@ -204,16 +203,21 @@ class MemoryPlan:
 
     def _block(self, tokens: int) -> float:
         """What one block keeps: what goes into its matrix products and what comes out."""
-        linears = self.model.linears
-        outputs = sum(n_out for _, n_out in linears.values())
-        inputs = 2 * self.model.d_model + linears["out"][0] + linears["down"][0]
+        linears, D, tensor = self.model.linears, self.model.d_model, self.parts.hardware.tensor
+        inputs = linears["out"][0] + linears["down"][0]
         lora = self.model.lora.rank * len(self.model.adapted) / self.model.n_layers
-        numbers = outputs + inputs + lora
-        return tokens * (numbers * self.kept_width + self.model.n_heads * _FP32)
+        # The residual stream, what is normalised of it and what is added to it are whole.
+        split = self._outputs() - 2 * D + inputs
+        numbers = 4 * D + split / tensor + lora
+        return tokens * (numbers * self.kept_width + self.model.n_heads * _FP32 / tensor)
+
+    def _outputs(self) -> int:
+        """Numbers per token that the matrix products of a block give."""
+        return sum(n_out for _, n_out in self.model.linears.values())
 
     def _activations(self) -> tuple[float, float]:
         """What is kept until the backward pass, and what one block has to have again in it."""
-        linears, layers = self.model.linears, self.model.n_layers
+        layers, D = self.model.n_layers, self.model.d_model
         policy = self.parts.hardware.remat
         if self.parts.platform == "cpu":
             # There XLA merges what is computed again with what it was the first time, and works out
@@ -223,26 +227,29 @@ class MemoryPlan:
             return layers * self._block(self.tokens), 0
         if policy == "block":
             return layers * self._hidden(self.tokens), self._block(self.tokens)
-        outputs = self.tokens * sum(n_out for _, n_out in linears.values()) * self.width
+        outputs = 2 * D + (self._outputs() - 2 * D) / self.parts.hardware.tensor
+        outputs *= self.tokens * self.width
         return layers * outputs, self._block(self.tokens) - outputs
 
     def _logits(self, *, backward: bool = True) -> float:
         """Of the tokens that have them at the same time; and their gradient."""
         model, chunk = self.model, self.parts.hardware.loss_chunk or self.tokens
         if self.parts.experiment.trainer.name == "grpo":
-            rows = self.parts.rows.at_once // self.parts.hardware.devices
+            rows = self.parts.rows.at_once // self.parts.hardware.row_shards
             T = self.parts.experiment.data.seq_len
             tokens = rows * min(max(chunk // rows, 1), _COLUMNS, T)
             several = 1 + backward  # log-probabilities and, in the backward pass, probabilities
         else:
             tokens, several = min(chunk, self.tokens), 1
-        return tokens * model.vocab * (_FP32 * several + self.width * backward)
+        columns = model.vocab / self.parts.hardware.tensor
+        return tokens * columns * (_FP32 * several + self.width * backward)
 
     def _head_gradient(self, trained: Any) -> float:
         """Of the hidden states and, if it is trained, of the output projection."""
         head = "head" if "head" in self.parts.factory.template.params else "embedding"
         matrix = self.model.vocab * self.model.d_model * _FP32 if head in trained else 0
-        return matrix / self.parts.hardware.fsdp + self._hidden(self.tokens)
+        split = self.parts.hardware.fsdp * self.parts.hardware.tensor
+        return matrix / split + self._hidden(self.tokens)
 
     def _attention(self) -> float:
         """Scores that exist at the same time in the backward pass."""

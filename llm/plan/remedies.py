@@ -50,7 +50,7 @@ def _ways_to_run(found: Estimate) -> Iterator[tuple[str, ...]]:
     hardware, trainer = found.target.spec, found.experiment.trainer
     rows = trainer.batch_rows(found.experiment, hardware, found.target.platform)
     smaller = [""]
-    each = rows.at_once // hardware.devices
+    each = rows.at_once // hardware.row_shards
     while each > 1:
         each //= 2
         smaller.append(f"hardware.micro_batch={each}")

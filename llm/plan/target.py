@@ -33,7 +33,7 @@ class Target:
     @property
     def mesh(self) -> AbstractMesh:
         """The mesh, whose devices need not be there."""
-        return AbstractMesh((self.spec.data_parallel, self.spec.fsdp), AXES)
+        return AbstractMesh((self.spec.data_parallel, self.spec.fsdp, self.spec.tensor), AXES)
 
 
 def target_of(spec: HardwareSpec) -> Target:

@@ -10,7 +10,6 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from llm.core.hardware import HardwareSpec
-from llm.core.mesh import rows_sharding
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.specs import BatchRows, TrainerSpec
@@ -61,7 +60,7 @@ class Parts:
             grad_clip=trainer.grad_clip,
             ema_decay=trainer.ema_decay,
             freeze=trainer.freeze,
-            rows=rows_sharding(self.mesh) if hardware.devices > 1 else None,
+            mesh=self.mesh if hardware.devices > 1 else None,
             move_reference=trainer.mover(),
         )
 

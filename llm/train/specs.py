@@ -238,12 +238,12 @@ class TrainerSpec(Spec, abc.ABC):
             RefusedError: with what to change.
         """
         data, hardware = experiment.data, experiment.hardware
-        rows = (hardware.micro_batch or 1) * hardware.devices
+        rows = (hardware.micro_batch or 1) * hardware.row_shards
         if data.batch_size % rows:
             raise RefusedError(
                 f"data.batch_size={data.batch_size}: must be a multiple of {rows}, "
                 f"{hardware.micro_batch or 1} rows (hardware.micro_batch) "
-                f"x {hardware.devices} devices"
+                f"x {hardware.row_shards} devices that share them"
             )
 
     def check_available(self) -> None:
@@ -280,7 +280,7 @@ class TrainerSpec(Spec, abc.ABC):
         """
         del platform
         rows = experiment.data.batch_size
-        return BatchRows(rows, (hardware.micro_batch or 0) * hardware.devices or rows)
+        return BatchRows(rows, (hardware.micro_batch or 0) * hardware.row_shards or rows)
 
     def tokens_per_step(self, experiment: ExperimentSpec) -> int:
         """Tokens that go through the model for an update, at most."""

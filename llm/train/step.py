@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key
 
 from llm.models.binding import bind
@@ -60,8 +60,8 @@ class Stepper:
     grad_clip: float | None
     ema_decay: float | None
     freeze: Sequence[str] = ()
-    rows: NamedSharding | None = None
-    """Where the rows of a batch lie, if there are several devices."""
+    mesh: Mesh | AbstractMesh | None = None
+    """If there are several devices."""
     move_reference: Callable[[Array, Any, Any], Any] | None = None
     """From steps done, trained weights and reference to the next reference; None: it stays."""
 
@@ -155,7 +155,7 @@ class Stepper:
             compute_dtype=self.compute_dtype,
             remat=self.remat,
             attention=self.attention,
-            rows=self.rows,
+            mesh=self.mesh,
         )
 
     def eval_step(self, params: Any, token_bytes_V: Array, batch: Batch) -> Metrics:

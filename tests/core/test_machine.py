@@ -107,7 +107,7 @@ def test_fewer_devices_than_asked_for() -> None:
 def test_as_many_devices_as_asked_for() -> None:
     here = claim(HardwareSpec(device="cpu", data_parallel=2, fsdp=2, compilation_cache=None))
     assert here.note is None
-    assert dict(here.mesh.shape) == {"data": 2, "fsdp": 2}
+    assert dict(here.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

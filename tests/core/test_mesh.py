@@ -1,15 +1,17 @@
 """Where rows and weights lie on a mesh."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from llm.core.mesh import make_mesh, parameter_sharding, put_rows, replicated
+from llm.core.mesh import heads_sharding, make_mesh, parameter_sharding, put_rows, replicated
 
 
 def test_one_device_is_a_small_mesh() -> None:
-    assert dict(make_mesh(jax.devices()[:1], 1, 1).shape) == {"data": 1, "fsdp": 1}
+    assert dict(make_mesh(jax.devices()[:1], 1, 1).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(("data_parallel", "fsdp"), [(4, 1), (2, 2), (1, 4)])
@@ -24,21 +26,26 @@ def test_rows_are_split_over_all_devices(data_parallel: int, fsdp: int) -> None:
 @pytest.mark.parametrize(
     ("axes", "shape", "expected"),
     [
-        (("embed", "heads"), (8, 6), PartitionSpec("fsdp", None)),
-        (("mlp", "embed"), (6, 8), PartitionSpec(None, "fsdp")),
-        (("vocab", "embed"), (7, 8), PartitionSpec(None, "fsdp")),
-        (("heads",), (8,), PartitionSpec(None)),  # no rule: whole
-        (("embed",), (7,), PartitionSpec(None)),  # does not divide: whole
+        (("embed", "heads"), (8, 6), PartitionSpec("fsdp", "tensor")),
+        (("mlp", "embed"), (6, 8), PartitionSpec("tensor", "fsdp")),
+        (("vocab", "embed"), (7, 8), PartitionSpec(None, "fsdp")),  # 7 does not divide: whole
+        (("positions",), (8,), PartitionSpec(None)),  # no rule: whole
+        (("embed",), (7,), PartitionSpec(None)),
     ],
 )
 def test_weights_are_split_by_the_names_of_their_axes(axes, shape, expected) -> None:
-    mesh = make_mesh(jax.devices()[:4], 1, 4)
+    mesh = make_mesh(jax.devices(), 1, 4, 2)
     sharding = parameter_sharding(mesh, axes, shape)
     assert sharding.spec == expected
     placed = jax.device_put(np.zeros(shape), sharding)
-    split = any(axis is not None for axis in expected)
-    size = placed.size // 4 if split else placed.size
-    assert {shard.data.size for shard in placed.addressable_shards} == {size}
+    parts = math.prod(mesh.shape[axis] for axis in expected if axis is not None)
+    assert {shard.data.size for shard in placed.addressable_shards} == {placed.size // parts}
+
+
+def test_heads_are_split_if_they_divide() -> None:
+    mesh = make_mesh(jax.devices(), 2, 1, 4)
+    assert heads_sharding(mesh, 8).spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert heads_sharding(mesh, 3).spec == PartitionSpec(("data", "fsdp"), None, None)
 
 
 def test_replicated_is_whole_everywhere() -> None:

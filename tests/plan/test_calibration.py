@@ -57,7 +57,7 @@ def test_one_gpu(model, trainer: str, remat: str) -> None:
         {"micro_batch": 4},
         {"fsdp": 8},
         {"fsdp": 8, "remat": "block", "micro_batch": 1},
-        {"data_parallel": 2, "fsdp": 2},
+        {"data_parallel": 2, "fsdp": 2, "tensor": 2},
         {"attention": "cudnn"},
     ],
     ids=str,

@@ -136,7 +136,7 @@ def test_answers_do_not_depend_on_how_they_are_made(grpo, tmp_path: Path) -> Non
         "a row each": grpo(padded=True),
         "few at a time": grpo(trainer={"rows_decoded": 4}),
         "micro-batches": grpo(padded=True).replace(hardware=grpo().hardware.replace(micro_batch=3)),
-        "four devices": grpo().replace(hardware=grpo().hardware.replace(data_parallel=2, fsdp=2)),
+        "four devices": grpo().replace(hardware=grpo().hardware.replace(data_parallel=2, tensor=2)),
     }
     found = {}
     for name, experiment in runs.items():

@@ -349,7 +349,7 @@ def test_no_held_out_documents(experiment, tmp_path: Path) -> None:
 
 def test_sharded_run_equals_one_device(experiment, tmp_path: Path) -> None:
     one = experiment()
-    four = experiment(hardware=one.hardware.replace(data_parallel=2, fsdp=2))
+    four = experiment(hardware=one.hardware.replace(fsdp=2, tensor=2))
     run(one, tmp_path / "one")
     run(four, tmp_path / "four")
     for a, b in zip(events(tmp_path / "one"), events(tmp_path / "four"), strict=True):

@@ -1,5 +1,8 @@
 """One step: accumulation, clipping, decay, averages, sharding."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +37,7 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
     } | changes
     stepper = Stepper(
         model=model, objective=NextToken(16, 0.0, 0.0), optimizer=transform, schedule=schedule,
-        seed=0, **options,
+        seed=0, mesh=mesh, **options,
     )  # fmt: skip
     factory = StateFactory(
         model=model, optimizer=transform, seed=0, use_ema=options["ema_decay"] is not None,
@@ -163,14 +166,14 @@ def test_muon_takes_block_matrices_and_adam_the_rest() -> None:
 @pytest.mark.parametrize(
     "optimizer", [AdamWSpec(lr=1e-2), MuonSpec(lr=1e-2)], ids=["adamw", "muon"]
 )
-@pytest.mark.parametrize(("data_parallel", "fsdp"), [(2, 2), (1, 4), (4, 1)])
-def test_a_mesh_computes_what_one_device_computes(optimizer, data_parallel, fsdp) -> None:
+@pytest.mark.parametrize("shape", [(2, 2, 1), (1, 4, 1), (4, 1, 1), (1, 2, 2)])
+def test_a_mesh_computes_what_one_device_computes(optimizer, shape) -> None:
     losses, weights = [], []
-    for shape in ((1, 1), (data_parallel, fsdp)):
-        mesh = make_mesh(jax.devices()[: shape[0] * shape[1]], *shape)
+    for one in ((1, 1, 1), shape):
+        mesh = make_mesh(jax.devices()[: math.prod(one)], *one)
         stepper, factory = parts(optimizer=optimizer, mesh=mesh, micro_batches=2)
         state = factory.fresh()
-        if shape[1] > 1:  # weights and optimizer state really are split
+        if one[1] > 1:  # weights and optimizer state really are split
             for tree in (state.params, state.opt_state):
                 split = [x for x in jax.tree.leaves(tree) if x.ndim == 2]
                 assert any(not x.sharding.is_fully_replicated for x in split)
@@ -183,6 +186,34 @@ def test_a_mesh_computes_what_one_device_computes(optimizer, data_parallel, fsdp
         weights.append(jax.tree.map(np.asarray, state.params))
     np.testing.assert_allclose(losses[:3], losses[3:], rtol=1e-5)
     close(weights[1], weights[0], atol=2e-4)
+
+
+def losses_on(shape: tuple[int, int, int], steps: int) -> list[float]:
+    mesh = make_mesh(jax.devices()[: math.prod(shape)], *shape)
+    changes = {"mesh": mesh, "optimizer": AdamWSpec(lr=1e-3), "ema_decay": 0.9}
+    stepper, factory = parts(GPTSpec(
+        vocab_size=64, max_seq_len=32, n_layers=2, d_model=32, n_heads=8, dropout=0.1
+    ), **changes)  # fmt: skip
+    state = factory.fresh()
+    step = jax.jit(stepper.train_step, donate_argnums=0, out_shardings=(factory.shardings, None))
+    losses = []
+    for seed in range(steps):
+        state, metrics = step(state, put_rows(batch(seed=seed), mesh))
+        losses.append(float(metrics["train/loss"]))
+    return losses
+
+
+EIGHT = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(s) == 8]
+
+
+@pytest.fixture(scope="module")
+def losses_on_one() -> list[float]:
+    return losses_on((1, 1, 1), 20)
+
+
+@pytest.mark.parametrize("shape", EIGHT, ids=str)
+def test_every_mesh_of_eight_devices_computes_the_same(shape, losses_on_one) -> None:
+    np.testing.assert_allclose(losses_on(shape, 20), losses_on_one, rtol=1e-5)
 
 
 def test_options_of_the_compiler_save_memory() -> None:

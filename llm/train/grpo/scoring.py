@@ -32,7 +32,7 @@ class Scorer:
             params,
             compute_dtype=stepper.compute_dtype,
             attention=stepper.attention,
-            rows=stepper.rows,
+            mesh=stepper.mesh,
         )
         pieces = stepper.in_micro_batches(batch)
 

@@ -188,7 +188,7 @@ class GRPOSpec(TrainerSpec):
     def batch_rows(  # noqa: D102
         self, experiment: ExperimentSpec, hardware: HardwareSpec, platform: str
     ) -> BatchRows:
-        data, devices = experiment.data, hardware.devices
+        data, devices = experiment.data, hardware.row_shards
         tokens = _TOKENS_AT_ONCE.get(platform, _TOKENS_AT_ONCE_ELSEWHERE)
         at_once = (hardware.micro_batch or max(tokens // data.seq_len // devices, 1)) * devices
         answers = data.batch_size // self.mini_batches * self.group_size
