@@ -59,6 +59,9 @@ class ExperimentSpec(Spec):
         choices=("refuse", "warn", "off"),
     )  # fmt: skip
     resume: str | None = knob(None, "true, last or a run folder: continue that run")
+    profile: bool = knob(
+        False, "trace steps 3 to 5, for Perfetto and XProf, in the folder profile/ of the run"
+    )
     model: ModelSpec = knob(doc="model")
     data: DataSpec = knob(doc="data")
     trainer: TrainerSpec = knob(doc="trainer")

@@ -18,6 +18,7 @@ from llm.report.samples import Sample
 from llm.train.compiled import Compiled
 from llm.train.state import TrainState
 from llm.train.step_report import DivergedError, StepReport
+from llm.train.step_trace import StepTrace
 from llm.train.stopping import StopRequestedError, StopSignal
 from llm.train.trainer import Source
 
@@ -53,6 +54,7 @@ class Loop:
     steps: StepReport
     stop: StopSignal
     ledger: Ledger
+    trace: StepTrace
     total: int
     eval_every: int
     save_every: int
@@ -89,9 +91,14 @@ class Loop:
         except Exception as error:
             self._rescue(error, state, cursor)
             raise
+        finally:
+            self.trace.close()
         return state, "finished" if step == self.total else "stopped"
 
     def _step(self, step: int, state: TrainState, source: Source) -> TrainState:
+        if self.trace.turn():
+            with self._pause("profile"):
+                self.trace.switch()
         if source.waits():
             with self.ledger("train"):
                 self.steps.flush()  # else the batch's time would be that of the step under way

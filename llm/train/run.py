@@ -29,6 +29,7 @@ from llm.train.parts import Parts
 from llm.train.run_folder import check_run_folder
 from llm.train.state import StateFactory, TrainState
 from llm.train.step_report import StepReport
+from llm.train.step_trace import StepTrace
 from llm.train.stopping import StopSignal
 from llm.train.trainable import n_frozen_matmul, split
 from llm.train.trainer import Source, Workbench
@@ -289,6 +290,7 @@ class _Run:
             steps=steps,
             stop=self.stop,
             ledger=self.ledger,
+            trace=StepTrace(self.folder / "profile" if experiment.profile else None),
             total=spec.steps,
             eval_every=experiment.eval.every,
             save_every=experiment.checkpoint.every,

@@ -1,5 +1,6 @@
 """Whole runs: resume bit for bit, stops, crashes, divergence, one compilation."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from loguru import logger
 from run_folders import assert_same_run, events, result
 
 from llm.core.hardware import HardwareSpec
@@ -21,7 +23,7 @@ from llm.train.compiled import Compiled
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.origin import check_same
 from llm.train.run import run
-from llm.train.specs import AdamWSpec
+from llm.train.specs import AdamWSpec, WarmupCosineSpec
 from llm.train.step import Stepper
 from llm.train.step_report import DivergedError
 from llm.train.stopping import StopSignal
@@ -357,6 +359,30 @@ def test_sharded_run_equals_one_device(experiment, tmp_path: Path) -> None:
     # ... and a run may go on with another number of devices.
     grown = one.replace(trainer=one.trainer.replace(steps=14), resume="true")
     assert run(grown, tmp_path / "four").step == 14
+
+
+@pytest.mark.filterwarnings("ignore:.*protobuf.*")
+def test_a_trace_of_some_steps(experiment, tmp_path: Path) -> None:
+    run(experiment(profile=True), tmp_path / "traced")
+    run(experiment(), tmp_path / "plain")
+    (trace,) = (tmp_path / "traced" / "profile").rglob("perfetto_trace.json.gz")
+    with gzip.open(trace) as file:
+        names = {event.get("name", "") for event in json.load(file)["traceEvents"]}
+    assert any("train_step" in name for name in names)
+    assert result(tmp_path / "traced")["ledger"]["profile"] > 0
+    for a, b in zip(events(tmp_path / "traced"), events(tmp_path / "plain"), strict=True):
+        assert a == b  # looking changes nothing
+
+
+def test_a_run_too_short_for_a_trace_says_so(experiment, tmp_path: Path) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    try:
+        short = {"steps": 2, "schedule": WarmupCosineSpec(warmup_steps=1)}
+        run(experiment(profile=True, trainer=short), tmp_path)
+    finally:
+        logger.remove(sink)
+    assert lines == ["profile=true: the run ended before step 3, where a trace begins.\n"]
 
 
 def test_find_checkpoint(experiment, tmp_path: Path, monkeypatch) -> None:
