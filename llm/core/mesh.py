@@ -37,6 +37,11 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Parts into which the rows of a batch are split."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
 def rows_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """First axis split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from llm.core.mesh import replicated, row_shards, rows_sharding
 from llm.core.precision import cast_matrices
 from llm.core.spec import RefusedError
 from llm.generate.batch import Batch, Completion
@@ -40,11 +42,20 @@ class Engine:
         spec: what the model is made of.
         params: its weights.
         compute_dtype: type of the matrix products and the cache.
+        mesh: devices over which texts are split, where their number divides.
     """
 
-    def __init__(self, spec: ModelSpec, params: Any, *, compute_dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Any,
+        *,
+        compute_dtype: str = "float32",
+        mesh: Mesh | None = None,
+    ) -> None:
         self.spec = spec
         self.dtype = compute_dtype
+        self.mesh = mesh
         self._params = _cast(params, compute_dtype)
 
     def generate(
@@ -109,6 +120,14 @@ class Engine:
         tokens_1T[0, : len(ids)] = ids
         new_B = np.asarray([len(ids)], np.int32)
         return extend(self.spec, self._params, cache, tokens_1T, new_B, self.dtype)
+
+    def placed(self, rows: Rows) -> Rows:
+        """Rows where they are to be written: split over the devices, or whole on each."""
+        if self.mesh is None:
+            return rows
+        divides = len(rows.last_B) % row_shards(self.mesh) == 0
+        place = rows_sharding(self.mesh) if divides else replicated(self.mesh)
+        return jax.device_put(rows, place)
 
     def decode(
         self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int

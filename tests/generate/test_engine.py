@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm.core.mesh import make_mesh, replicated
 from llm.core.spec import RefusedError
 from llm.generate.engine import Engine
 from llm.generate.rows import decode
@@ -234,3 +235,30 @@ def test_refused(prompts, settings, message: str) -> None:
     spec = MODELS["gpt"]
     with pytest.raises(RefusedError, match=message):
         generate(spec, {}, prompts, **({"key": jax.random.key(0), "max_new_tokens": 4} | settings))
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 1), (1, 2, 2)], ids=str)
+def test_texts_are_split_over_devices_and_stay_what_they_are(model, shape, monkeypatch) -> None:
+    spec, params = model
+    mesh = make_mesh(jax.devices()[:4], *shape)
+    places = []
+    plain = Engine.decode
+
+    def watched(self, rows, *arguments):
+        rows, written = plain(self, rows, *arguments)
+        places.append((len(rows.last_B), rows.cache.keys[0].sharding))
+        return rows, written
+
+    monkeypatch.setattr(Engine, "decode", watched)
+    settings = {"key": jax.random.key(5), "n": 3, "batch_size": 8}
+    sampling = Sampling(max_new_tokens=40, temperature=1.0)
+    alone = Engine(spec, params).generate(PROMPTS, sampling, **settings)
+    n = len(places)
+    shards = jax.device_put(params, replicated(mesh))
+    split = Engine(spec, shards, mesh=mesh).generate(PROMPTS, sampling, **settings)
+    assert [[a.ids for a in of_one] for of_one in split] == [
+        [a.ids for a in of_one] for of_one in alone
+    ]
+    for rows, place in places[n:]:  # rows that do not divide are whole on each device
+        assert place.is_fully_replicated == (rows % (shape[0] * shape[1]) > 0)
+    assert any(not place.is_fully_replicated for _, place in places[n:])

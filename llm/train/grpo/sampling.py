@@ -51,7 +51,13 @@ class Answering:
             RewardError: a reward cannot be had for any answer.
         """
         bench = self._bench
-        engine = Engine(bench.model, params, compute_dtype=bench.machine.spec.compute_dtype)
+        machine = bench.machine
+        engine = Engine(
+            bench.model,
+            params,
+            compute_dtype=machine.spec.compute_dtype,
+            mesh=machine.mesh if machine.mesh.size > 1 else None,
+        )
         before = watch.prefill_seconds
         with bench.ledger("decode"):
             answers = bench.stop.wait_for(
