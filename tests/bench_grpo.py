@@ -74,7 +74,8 @@ def ours_smollm2(folder: Path) -> list[str]:
     words = [
         "experiment=smollm2_addition", "tracker.mode=disabled", "samples.every=null",
         "trainer.dynamic_sampling=0", "trainer/schedule=constant",
-        "trainer.schedule.warmup_steps=0", f"trainer.optimizer.lr={SMOLLM2_RATE}",
+        "trainer.schedule.warmup_steps=0", "hardware.micro_batch=1",
+        f"trainer.optimizer.lr={SMOLLM2_RATE}",
         "eval.every=1000", "data.source=jsonl", f"data.path={folder}/prompts.jsonl",
         f"data.cache_dir={folder}/cache", "data.eval_fraction=0",
         f"trainer.steps={SMOLLM2_STEPS}", f"init_from={folder}/model",

@@ -27,8 +27,6 @@ class Work:
     flops: float
     traffic: float
     """Bytes between devices and their memory."""
-    steps: int = 1
-    """Made one after the other, such as the tokens of a text."""
 
     def seconds(self, target: Target) -> float | None:
         """At best; None if the device is not known."""
@@ -94,7 +92,7 @@ def decode(parts: Parts, rows: int, prompt: int, new: int, cache_per_token: floa
     mean = prompt + new / 2
     flops = rows * new * (2 * model.n_matmul_params + attention_flops(model, int(mean)))
     traffic = new * (weights_read(parts) + rows * mean * cache_per_token + 8 * rows * model.vocab)
-    return Work(flops, traffic, new)
+    return Work(flops, traffic)
 
 
 def attention_flops(model: ModelSpec, seq_len: int) -> float:

@@ -12,10 +12,17 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from test_step import MODEL, batch, parts
 
+from llm.core.hardware import HardwareSpec
+from llm.core.mesh import make_mesh
+from llm.data.specs import PackedSpec, TokenizerSpec
 from llm.generate.rows import Plan, decode, empty_rows
 from llm.generate.sampler import program_of, values_of
 from llm.generate.specs import Sampling
 from llm.models.specs import GPTSpec
+from llm.plan import programs
+from llm.train.experiment import ExperimentSpec, SamplesSpec
+from llm.train.grpo.spec import GRPOSpec
+from llm.train.parts import Parts
 
 GPT = GPTSpec(vocab_size=64, max_seq_len=32, n_layers=2, d_model=32, n_heads=4, dropout=0.1)
 
@@ -78,6 +85,32 @@ def test_the_step_contains_the_attention_kernel(attention: str, call: str, each:
     assert len(calls) == each * model.n_layers
     scores = re.findall(rf"tensor<[0-9x]*{T}x{T}xf32>", text)
     assert not scores  # a kernel keeps them to itself
+
+
+@pytest.mark.usefixtures("an_h100")
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # jax 0.12
+@pytest.mark.parametrize("what", ["train step", "score"])
+def test_no_logits_of_whole_rows_and_no_scores_of_attention(what: str) -> None:
+    """Nothing of [rows, T, vocabulary] or [T, T], in a trainer that looks twice."""
+    T, V, rows = 48, 320, 4
+    experiment = ExperimentSpec(
+        name="x", model=MODEL.replace(max_seq_len=T, vocab_size=V),
+        data=PackedSpec(seq_len=T, batch_size=rows, tokenizer=TokenizerSpec(vocab_size=300)),
+        trainer=GRPOSpec(max_new_tokens=8, group_size=2, kl_weight=0.1),
+        hardware=HardwareSpec(
+            device="gpu", compute_dtype="bfloat16", attention="flash", loss_chunk=32,
+            micro_batch=rows,
+        ).settled("gpu"),
+        samples=SamplesSpec(every=None),
+    )  # fmt: skip
+    mesh = make_mesh(jax.devices()[:1], 1, 1)
+    parts = Parts(experiment, experiment.model, experiment.hardware, "gpu", mesh)
+    trace = {"train step": programs.train_step, "score": programs.score}[what](parts, {})
+    text = trace.lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" in text and re.search(rf"tensor<[0-9x]*{V}xf32>", text)  # of a chunk
+    assert not re.findall(rf"tensor<(?:[0-9]+x)*{T}x{T}xf", text)
+    assert not re.findall(rf"tensor<{rows}x{T}x{V}xf", text)
+    assert not re.findall(rf"tensor<{rows * T}x{V}xf", text)
 
 
 @pytest.mark.gpu
