@@ -229,9 +229,17 @@ class RefuseWords(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the folder."""
         try:
-            spec_from_config(config, PlanSpec)
+            hardware = spec_from_config(config, PlanSpec).hardware
+            if hardware.device == "gpu":
+                from llm.plan.target import target_by_name
+
+                target_by_name(hardware)
         except RefusedError as error:
             refuse(error)
+
+
+new_folders: set[Path] = set()
+"""Folders of runs that were not there before Hydra made them, in this process."""
 
 
 class RefuseEarly(Callback):
@@ -243,7 +251,10 @@ class RefuseEarly(Callback):
 
         try:
             experiment = spec_from_config(config, ExperimentSpec)
-            check_run_folder(experiment, Path(config.hydra.run.dir))
+            folder = Path(config.hydra.run.dir)
+            check_run_folder(experiment, folder)
+            if not folder.exists():
+                new_folders.add(folder.absolute())
             _check_what_is_there(experiment)
         except RefusedError as error:
             # An exception would only become a warning here: Hydra guards itself from callbacks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from launch.config import refuse, spec_from_config, start, start_logging
+from launch.config import new_folders, refuse, spec_from_config, start, start_logging
 from launch.resume import replay_words
 from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
@@ -43,10 +44,13 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         if sweeping and experiment.tracker.group is None:
             tracker = experiment.tracker.replace(group=folder.parent.name)
             experiment = experiment.replace(tracker=tracker)
-        check_fits(experiment, claim(experiment.hardware))
+        try:
+            check_fits(experiment, claim(experiment.hardware))
+        except RefusedError:
+            _forget(folder)
+            raise
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
-        _forget(folder)
         if sweeping:  # the other jobs run; `start` reports this one after them
             raise
         refuse(error)
@@ -61,9 +65,12 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
 
 
 def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote, where no run was begun."""
-    if all(path.name == ".hydra" for path in folder.iterdir()):
-        shutil.rmtree(folder)
+    """Take away what Hydra wrote for a run that was not begun, in a folder that it made for it."""
+    if folder.absolute() not in new_folders or [p.name for p in folder.iterdir()] != [".hydra"]:
+        return
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder / ".hydra")
+        folder.rmdir()
 
 
 def program() -> None:

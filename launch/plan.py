@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from launch.config import refuse, spec_from_config, start, start_logging
@@ -17,10 +18,13 @@ from llm.plan.specs import PlanSpec
 @hydra.main(version_base="1.3", config_path="../conf", config_name="plan")
 def main(cfg: DictConfig) -> None:
     """Print the plan; result.json and plan.png in its folder hold it too."""
+    hydra_config = HydraConfig.get()
     try:
         start_logging()
-        plan(spec_from_config(cfg, PlanSpec), Path(HydraConfig.get().runtime.output_dir))
+        plan(spec_from_config(cfg, PlanSpec), Path(hydra_config.runtime.output_dir))
     except RefusedError as error:
+        if hydra_config.mode == RunMode.MULTIRUN:  # the others go on; `start` reports this one
+            raise
         refuse(error)
 
 

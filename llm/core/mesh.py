@@ -37,14 +37,15 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def row_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Parts into which the rows of a batch are split."""
-    return int(mesh.shape["data"] * mesh.shape["fsdp"])
-
-
 def rows_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """First axis split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def texts_sharding(mesh: Mesh | AbstractMesh, rows: int) -> NamedSharding:
+    """Of what is written: rows are split if they divide, else whole on every device."""
+    divides = rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    return rows_sharding(mesh) if divides else replicated(mesh)
 
 
 def heads_sharding(mesh: Mesh | AbstractMesh, heads: int) -> NamedSharding:

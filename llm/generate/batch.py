@@ -180,15 +180,15 @@ class Batch:
         capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
         if self.rows is None:
             plan = Plan(self.engine.dtype, program_of(self.sampling))
-            empty = empty_rows(self.engine.spec, self.key, (B, capacity), plan)
-            self.rows = self.engine.placed(empty)
+            place = self.engine.place_of(B)
+            self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan, place)
             return
         capacity = max(capacity, self.rows.cache.capacity)  # shrinking is not worth a program
         if (B, capacity) != (len(self.slots), self.rows.cache.capacity):
             free = [i for i, slot in enumerate(self.slots) if slot is None]
             kept = list(range(B)) if len(self.slots) == B else [*busy, *free][:B]
-            fitting = reshape_rows(self.rows, np.asarray(kept, np.int32), capacity)
-            self.rows = self.engine.placed(fitting)
+            place = self.engine.place_of(B)
+            self.rows = reshape_rows(self.rows, np.asarray(kept, np.int32), capacity, place)
             self.slots = [self.slots[i] for i in kept]
 
     def _harvest(self, written: Written, is_over: Callable[[list[int]], bool] | None) -> None:

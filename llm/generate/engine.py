@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
-from llm.core.mesh import replicated, row_shards, rows_sharding
+from llm.core.mesh import texts_sharding
 from llm.core.precision import cast_matrices
 from llm.core.spec import RefusedError
 from llm.generate.batch import Batch, Completion
@@ -121,13 +121,9 @@ class Engine:
         new_B = np.asarray([len(ids)], np.int32)
         return extend(self.spec, self._params, cache, tokens_1T, new_B, self.dtype)
 
-    def placed(self, rows: Rows) -> Rows:
-        """Rows where they are to be written: split over the devices, or whole on each."""
-        if self.mesh is None:
-            return rows
-        divides = len(rows.last_B) % row_shards(self.mesh) == 0
-        place = rows_sharding(self.mesh) if divides else replicated(self.mesh)
-        return jax.device_put(rows, place)
+    def place_of(self, rows: int) -> NamedSharding | None:
+        """Where so many rows are written: split over the devices, or whole on each."""
+        return None if self.mesh is None else texts_sharding(self.mesh, rows)
 
     def decode(
         self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int, Int32, Key
 
 from llm.generate.sampler import Program, Values, sample
@@ -61,11 +62,17 @@ class Written(NamedTuple):
     done_B: Any
 
 
-@partial(jax.jit, static_argnums=(0, 2, 3))
-def empty_rows(spec: ModelSpec, key: Key[Array, ""], shape: tuple[int, int], plan: Plan) -> Rows:
-    """Rows that wait for a prompt; `shape` is [B, S]."""
+@partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def empty_rows(
+    spec: ModelSpec,
+    key: Key[Array, ""],
+    shape: tuple[int, int],
+    plan: Plan,
+    place: NamedSharding | None = None,
+) -> Rows:
+    """Rows that wait for a prompt; `shape` is [B, S], `place` where they are made."""
     B, S = shape
-    return Rows(
+    rows = Rows(
         cache=KVCache.create(spec, B, S, jnp.dtype(plan.dtype)),
         last_B=jnp.zeros((B,), jnp.int32),
         done_B=jnp.ones((B,), bool),
@@ -74,6 +81,7 @@ def empty_rows(spec: ModelSpec, key: Key[Array, ""], shape: tuple[int, int], pla
         limits_B=jnp.zeros((B,), jnp.int32),
         seen_BV=jnp.zeros((B, spec.vocab), bool) if plan.program.penalised else None,
     )
+    return rows if place is None else jax.lax.with_sharding_constraint(rows, place)
 
 
 class Plan(NamedTuple):
@@ -180,11 +188,14 @@ def reshape_cache(cache: KVCache, kept_B: Int[Array, " B"], capacity: int) -> KV
     )
 
 
-@partial(jax.jit, static_argnums=2)
-def reshape_rows(rows: Rows, kept_B: Int[Array, " B"], capacity: int) -> Rows:
+@partial(jax.jit, static_argnums=(2, 3))
+def reshape_rows(
+    rows: Rows, kept_B: Int[Array, " B"], capacity: int, place: NamedSharding | None = None
+) -> Rows:
     """Some of the rows, in another order, with as much room in the cache or more."""
     cache, *rest = rows
-    return Rows(reshape_cache(cache, kept_B, capacity), *jax.tree.map(lambda x: x[kept_B], rest))
+    kept = Rows(reshape_cache(cache, kept_B, capacity), *jax.tree.map(lambda x: x[kept_B], rest))
+    return kept if place is None else jax.lax.with_sharding_constraint(kept, place)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)

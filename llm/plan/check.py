@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 from loguru import logger
 
 from llm.core.machine import Machine
 from llm.core.spec import RefusedError
-from llm.plan.estimate import Estimate, estimate, gib
+from llm.plan.estimate import Estimate, UnknownVocabularyError, estimate, gib
 from llm.plan.remedies import remedies
 from llm.plan.target import target_here
 from llm.train.experiment import ExperimentSpec
@@ -22,13 +23,20 @@ def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
     """
     if experiment.plan == "off":
         return
-    target = target_here(machine)
+    target = target_here(machine, timing=False)
     if target is None:
         return
-    found = estimate(experiment, target)
+    try:
+        found = estimate(experiment, target)
+    except UnknownVocabularyError:
+        logger.info("Whether it fits is not looked at: the data will decide the vocabulary.")
+        return
     if found.fits:
         return
-    message = f"{what_is_missing(found)} {what_to_change(found)}plan=warn starts it all the same."
+    note = f"{machine.note} " if machine.note else ""
+    message = (
+        f"{note}{what_is_missing(found)} {what_to_change(found)}plan=warn starts it all the same."
+    )
     if experiment.plan == "refuse":
         raise RefusedError(message)
     logger.warning(message)
@@ -48,6 +56,7 @@ def what_is_missing(found: Estimate) -> str:
 def what_to_change(found: Estimate) -> str:
     """Words that would make it fit, if there are any."""
     ways = [
-        f"{' '.join(r.words)} ({gib(r.estimate.peak.need.total):.1f} GiB)" for r in remedies(found)
+        f"{' '.join(r.words)} ({gib(r.estimate.peak.need.total):.1f} GiB)"
+        for r in remedies(found, len(jax.devices()))
     ]
     return f"It would fit with {', or '.join(ways)}. " if ways else ""

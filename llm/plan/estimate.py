@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from llm.core.devices import GIB
+from llm.core.spec import RefusedError
+from llm.generate.batch import SEGMENT
 from llm.generate.rows import SMALLEST, bucket
+from llm.models.specs import ModelSpec
 from llm.plan import programs, roofline
 from llm.plan.memory import MemoryPlan, Need
 from llm.plan.roofline import Work
@@ -44,7 +48,7 @@ class Estimate:
     parameters: int
     trained: int
     tokens_per_step: int
-    """At most: GRPO's depend on what is answered."""
+    """See `TrainerSpec.tokens_per_step`."""
     model_flops: float
     """Of a step, without what is computed again."""
     stages: tuple[Stage, ...]
@@ -61,7 +65,7 @@ class Estimate:
 
     @property
     def step_seconds(self) -> float | None:
-        """Of an optimizer step, at best."""
+        """Of an optimizer step, by the roofline."""
         times = [stage.work.seconds(self.target) for stage in self.stages]
         if None in times:
             return None
@@ -70,7 +74,7 @@ class Estimate:
 
     @property
     def mfu(self) -> float | None:
-        """The most that can be measured."""
+        """By the roofline."""
         seconds = self.step_seconds
         if not seconds:
             return None
@@ -78,7 +82,7 @@ class Estimate:
 
     @property
     def device_hours(self) -> float | None:
-        """Of all steps, at best."""
+        """Of all steps, by the roofline."""
         seconds = self.step_seconds
         if seconds is None:
             return None
@@ -121,11 +125,13 @@ class Estimate:
 def estimate(experiment: ExperimentSpec, target: Target) -> Estimate:
     """The formulas; touches no device, reads no data.
 
-    A vocabulary that the data will decide is taken to be as large as its tokenizer may become. A
-    prompt of GRPO is taken to be as long as `data.seq_len` allows.
+    A tokenizer that the run will train is taken to become as large as it may. A prompt of GRPO is
+    taken to be as long as `data.seq_len` allows.
+
+    Raises:
+        UnknownVocabularyError: it depends on what is not read here.
     """
-    vocab = experiment.model.vocab_size or experiment.data.tokenizer.vocab_size
-    model = experiment.model.replace(vocab_size=vocab)
+    model = settled_model(experiment)
     parts = Parts(experiment, model, target.spec, target.platform, target.mesh)
     memory = MemoryPlan(parts)
     params = parts.factory.template.params
@@ -154,14 +160,41 @@ def estimate(experiment: ExperimentSpec, target: Target) -> Estimate:
     )
 
 
+class UnknownVocabularyError(RefusedError):
+    """How many rows the embedding has depends on files that a plan does not read."""
+
+
+def settled_model(experiment: ExperimentSpec) -> ModelSpec:
+    """The model with the size of its vocabulary.
+
+    Raises:
+        UnknownVocabularyError: its tokenizer comes from elsewhere.
+    """
+    model, tokenizer = experiment.model, experiment.data.tokenizer
+    if model.vocab_size is not None:
+        return model
+    if experiment.first_weights is not None or (
+        tokenizer.path is not None and not Path(tokenizer.path).exists()
+    ):
+        raise UnknownVocabularyError(
+            "model.vocab_size=null: the tokenizer is not one that a plan can look at; say how many "
+            "tokens it has, model.vocab_size=..."
+        )
+    if tokenizer.path is None:
+        return model.replace(vocab_size=tokenizer.vocab_size)
+    from llm.data.tokenizer import Tokenizer
+
+    return model.replace(vocab_size=Tokenizer.load(tokenizer.path).vocab_size)
+
+
 def _rollout(spec: GRPOSpec, parts: Parts, memory: MemoryPlan, tokens: int) -> list[Stage]:
     """How GRPO comes by its batches."""
     data, model = parts.experiment.data, parts.model
     per_step = 1 / (spec.epochs * spec.mini_batches)
     longest, new = data.seq_len - spec.max_new_tokens, spec.max_new_tokens
     answers = data.batch_size * spec.group_size
-    rows = min(spec.rows_decoded or answers, answers)
-    rows = bucket(rows, largest=rows)
+    most = spec.rows_decoded or answers
+    rows = bucket(min(most, answers), largest=most)
     turns = math.ceil(answers / rows)
     cache = memory.cache(1, 1)
     prefill = roofline.forward(parts, data.batch_size * longest, longest)
@@ -169,7 +202,7 @@ def _rollout(spec: GRPOSpec, parts: Parts, memory: MemoryPlan, tokens: int) -> l
     stages = [
         Stage(
             "prefill",
-            memory.prefill(data.batch_size, longest),
+            memory.prefill(data.batch_size, longest, rows, new),
             prefill,
             per_step,
             lambda parts, _: programs.prefill_prompts(parts, data.batch_size, longest),
@@ -182,7 +215,8 @@ def _rollout(spec: GRPOSpec, parts: Parts, memory: MemoryPlan, tokens: int) -> l
             lambda parts, _: programs.decode_segment(parts, spec.sampling(), rows, data.seq_len),
         ),
     ]
-    if bucket(longest, SMALLEST) < bucket(data.seq_len, SMALLEST, model.max_seq_len):
+    begun = longest - 1 + min(SEGMENT, new)
+    if bucket(begun, SMALLEST) < bucket(data.seq_len, SMALLEST, model.max_seq_len):
         copied = 2 * rows * longest * cache
         stages.append(
             Stage("larger caches", memory.grow(rows, data.seq_len), Work(0, copied), per_step, None)

@@ -12,7 +12,7 @@ import jax
 
 from llm.core.machine import COMPILER_OPTIONS, gpu_expected
 from llm.core.mesh import make_mesh
-from llm.plan.estimate import Estimate, Stage
+from llm.plan.estimate import Estimate, Stage, settled_model
 from llm.plan.memory import MemoryPlan
 from llm.plan.topology import absent_gpus, answering_for
 from llm.train.parts import Parts
@@ -50,9 +50,7 @@ def compiled(found: Estimate) -> Iterator[Compiled]:
     target, experiment = found.target, found.experiment
     devices, asked = _devices(found)
     mesh = make_mesh(devices, target.spec.data_parallel, target.spec.fsdp, target.spec.tensor)
-    vocab = experiment.model.vocab_size or experiment.data.tokenizer.vocab_size
-    model = experiment.model.replace(vocab_size=vocab)
-    parts = Parts(experiment, model, target.spec, target.platform, mesh)
+    parts = Parts(experiment, settled_model(experiment), target.spec, target.platform, mesh)
     options = COMPILER_OPTIONS.get(target.platform, {})
     platform = "cuda" if target.platform == "gpu" else "cpu"
     for stage in found.stages:
@@ -87,7 +85,7 @@ def _untouched(stage: Stage, parts: Parts) -> int:
     return others + (0 if stage.name == "score" else MemoryPlan(parts).cast())
 
 
-_OTHERS = ("optimizer", "average (EMA)", "reference", "program")
+_OTHERS = ("optimizer", "average (EMA)", "reference", "program", "other KV caches")
 
 
 def _devices(found: Estimate) -> tuple[Sequence[jax.Device], str]:
@@ -97,6 +95,8 @@ def _devices(found: Estimate) -> tuple[Sequence[jax.Device], str]:
     here = gpu_expected()
     if not here:
         jax.config.update("jax_platforms", "cpu")  # the compiler alone would look for a GPU
-    if target.platform == "cpu" or (here and target.name in jax.devices()[0].device_kind):
-        return jax.devices()[:n], ""
+    devices = jax.devices()
+    same = target.platform == "cpu" or (here and target.name in devices[0].device_kind)
+    if same and len(devices) >= n:
+        return devices[:n], ""
     return absent_gpus(target.name, n), target.name

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from llm.core.devices import GIB
-from llm.generate.batch import PREFILL_TOKENS
+from llm.generate.batch import PREFILL_TOKENS, SEGMENT
 from llm.generate.rows import SMALLEST, bucket
 from llm.models.attention import block_of
 from llm.models.specs import ModelSpec
@@ -135,8 +135,9 @@ class MemoryPlan:
         ]
         return _need(fullest(moments))
 
-    def prefill(self, prompts: int, longest: int) -> Need:
-        """Prompts into a cache."""
+    def prefill(self, prompts: int, longest: int, texts: int, new: int) -> Need:
+        """Prompts into a cache, beside those of the prompts before and of the rows for `texts`."""
+        begun = bucket(longest - 1 + min(SEGMENT, new), SMALLEST, self.model.max_seq_len)
         columns = bucket(longest - 1, SMALLEST, self.model.max_seq_len)
         rows = bucket(min(prompts, max(PREFILL_TOKENS // columns, 1)))
         scores = rows * self.model.n_heads * columns * columns * _FP32
@@ -144,12 +145,17 @@ class MemoryPlan:
             self.state()
             | {"weights to compute with": self._copies()}
             | {"KV cache": self.cache(rows, columns)}
+            | {
+                "other KV caches": self.cache(self._texts_here(texts), begun)
+                + self.cache(max(prompts - rows, 0), columns)
+            }
             | {"activations": 4 * self._hidden(rows * columns)}
             | {"workspace": scores * (2 if self.parts.platform == "cpu" else 1)}
         )
 
     def decode(self, rows: int, longest: int) -> Need:
         """Tokens that are written, `rows` at a time, into caches for `longest` tokens."""
+        rows = self._texts_here(rows)
         return _need(
             self.state()
             | {"weights to compute with": self._copies()}
@@ -159,10 +165,15 @@ class MemoryPlan:
 
     def grow(self, rows: int, longest: int) -> Need:
         """Caches for `longest` tokens that take the place of those for half as many."""
-        capacity = bucket(longest, SMALLEST, self.model.max_seq_len)
+        rows, capacity = self._texts_here(rows), bucket(longest, SMALLEST, self.model.max_seq_len)
         both = self.cache(rows, capacity) + self.cache(rows, capacity // 2)
         held = self.state() | {"weights to compute with": self._copies()}
         return _need(held | {"KV cache": both})
+
+    def _texts_here(self, rows: int) -> int:
+        """Of so many texts, those on one device: all of them where they do not divide."""
+        shards = self.parts.hardware.row_shards
+        return rows // shards if rows % shards == 0 else rows
 
     def cache(self, rows: int, capacity: int) -> float:
         """Keys and values of so many rows."""
@@ -235,9 +246,10 @@ class MemoryPlan:
         """Of the tokens that have them at the same time; and their gradient."""
         model, chunk = self.model, self.parts.hardware.loss_chunk or self.tokens
         if self.parts.experiment.trainer.name == "grpo":
-            rows = self.parts.rows.at_once // self.parts.hardware.row_shards
+            rows = self.parts.rows.at_once
             T = self.parts.experiment.data.seq_len
             tokens = rows * min(max(chunk // rows, 1), _COLUMNS, T)
+            tokens //= self.parts.hardware.row_shards
             several = 1 + backward  # log-probabilities and, in the backward pass, probabilities
         else:
             tokens, several = min(chunk, self.tokens), 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from llm.core.mesh import replicated, rows_sharding
+from llm.core.mesh import replicated, rows_sharding, texts_sharding
 from llm.core.precision import cast_matrices
 from llm.generate.batch import PREFILL_TOKENS, SEGMENT
 from llm.generate.rows import SMALLEST, Plan, bucket, decode, empty_rows, pad_stop_ids, prefill
@@ -52,8 +52,8 @@ def decode_segment(parts: Parts, sampling: Sampling, rows: int, longest: int) ->
     texts = jax.eval_shape(
         lambda: empty_rows(parts.model, jax.random.key(0), (rows, capacity), plan)
     )
-    whole = replicated(parts.mesh)
-    texts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), texts)
+    place = texts_sharding(parts.mesh, rows)
+    texts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), texts)
     return decode.trace(
         parts.model,
         _engine_params(parts),

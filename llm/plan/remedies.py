@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from llm.core.hardware import REMAT_POLICIES
 from llm.core.spec import RefusedError, Spec
 from llm.plan.estimate import Estimate, estimate
 from llm.plan.target import Target
@@ -28,12 +27,17 @@ class Remedy:
     """It computes the same."""
 
 
-def remedies(found: Estimate) -> list[Remedy]:
-    """Up to one of each kind: how it runs, what is trained, on how many devices."""
+def remedies(found: Estimate, devices: int = _MOST_DEVICES) -> list[Remedy]:
+    """Up to one of each kind: how it runs, what is trained, on how many devices.
+
+    Args:
+        found: what does not fit.
+        devices: that there are.
+    """
     kinds = (
         (_ways_to_run(found), True),
         (_adapters(found), False),
-        (_more_devices(found), True),
+        (_more_devices(found, devices), True),
     )
     chosen = []
     for candidates, same in kinds:
@@ -54,24 +58,24 @@ def _ways_to_run(found: Estimate) -> Iterator[tuple[str, ...]]:
     while each > 1:
         each //= 2
         smaller.append(f"hardware.micro_batch={each}")
-    chunks = ["", "hardware.loss_chunk=1024"]
-    policies = ["", *(f"hardware.remat={policy}" for policy in ("dots", "block"))]
-    now = REMAT_POLICIES.index(hardware.remat)
+    chunk = hardware.loss_chunk or 0
+    chunks = ["", f"hardware.loss_chunk={chunk // 4}"] if chunk > 1024 else [""]
+    leaner = {"none": ("dots", "block"), "dots": ("block",), "block": ()}[hardware.remat]
+    policies = ["", *(f"hardware.remat={policy}" for policy in leaner)]
     decoded = [""]
-    if isinstance(trainer, GRPOSpec):
+    if isinstance(trainer, GRPOSpec) and not found.experiment.resumes:
         answers = trainer.rows_decoded or found.experiment.data.batch_size * trainer.group_size
         decoded += [f"trainer.rows_decoded={answers >> n}" for n in (1, 2, 3) if answers >> n]
-    for policy, fewer, chunk, micro in product(
-        policies if not now else [""], decoded, chunks, smaller
-    ):
-        words = tuple(word for word in (micro, policy, chunk, fewer) if word)
+    for policy, fewer, chunked, micro in product(policies, decoded, chunks, smaller):
+        words = tuple(word for word in (micro, policy, chunked, fewer) if word)
         if words:
             yield words
 
 
 def _adapters(found: Estimate) -> Iterator[tuple[str, ...]]:
-    """Fewer weights are trained."""
-    if found.experiment.model.lora.rank:
+    """Fewer weights are trained, beside others that know something."""
+    experiment = found.experiment
+    if experiment.model.lora.rank or experiment.first_weights is None or experiment.resumes:
         return
     adapters = f"model.lora.rank={_RANK}"
     yield (adapters,)
@@ -79,13 +83,14 @@ def _adapters(found: Estimate) -> Iterator[tuple[str, ...]]:
         yield (adapters, *words)
 
 
-def _more_devices(found: Estimate) -> Iterator[tuple[str, ...]]:
+def _more_devices(found: Estimate, devices: int) -> Iterator[tuple[str, ...]]:
     """Weights are split."""
     if found.target.platform == "cpu":
         return
-    n = found.target.spec.fsdp
-    while n < _MOST_DEVICES:
-        n *= 2
+    spec = found.target.spec
+    for n in (2 * spec.fsdp, 4 * spec.fsdp, 8 * spec.fsdp):
+        if n * spec.data_parallel * spec.tensor > devices:
+            return
         yield (f"hardware.fsdp={n}",)
         yield (f"hardware.fsdp={n}", "hardware.micro_batch=1")
         yield (f"hardware.fsdp={n}", "hardware.micro_batch=1", "hardware.remat=block")

@@ -1,7 +1,8 @@
-"""How fast a stage can be: products at the device's peak, everything else at its bandwidth.
+"""How fast a stage could be: products at the device's peak, everything else at its bandwidth.
 
-A bound and not a forecast: it leaves out what nobody reaches (no launch of a kernel, no wait for
-the host, no product below the peak), so a measured step takes longer.
+An optimistic estimate: no launch of a kernel takes time, no wait for the host, and no product stays
+below the peak, so a measured step takes longer. Attention is counted in full, as MFU does; where
+most of the time is attention, a kernel that skips what is hidden can beat it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def train_step(parts: Parts, tokens: int, kept_per_token: float) -> Work:
     Args:
         parts: of the run.
         tokens: that go through the model.
-        kept_per_token: bytes of activations that the backward pass reads.
+        kept_per_token: bytes of activations that the backward pass reads, on one device.
     """
     model, policy = parts.model, parts.hardware.remat
     state = parts.factory.template
@@ -57,13 +58,14 @@ def train_step(parts: Parts, tokens: int, kept_per_token: float) -> Work:
     weights = sum(p.size for p in jax.tree.leaves(trained))
     slots = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
     # Weights and what the optimizer keeps are read and written; gradients written, read twice.
-    update = 2 * (4 * weights + slots) + 3 * 4 * weights
+    update = (2 * (4 * weights + slots) + 3 * 4 * weights) * parts.hardware.data_parallel
     again = 0.0
     if policy != "none":
         again = attention_flops(model, parts.experiment.data.seq_len)
     if policy == "block":
         again += 2 * (model.n_matmul_params - model.d_model * model.vocab)
-    traffic = tokens * (_PASSES * kept_per_token + _LOGITS * model.vocab) + update
+    kept = kept_per_token * parts.hardware.tensor
+    traffic = tokens * (_PASSES * kept + _LOGITS * model.vocab) + update
     return Work(model_flops(parts, tokens) + tokens * again, traffic)
 
 
@@ -101,5 +103,6 @@ def attention_flops(model: ModelSpec, seq_len: int) -> float:
 
 
 def weights_read(parts: Parts) -> float:
-    """Bytes of the matrices that a pass reads once."""
-    return parts.model.n_matmul_params * jnp.dtype(parts.hardware.compute_dtype).itemsize
+    """Bytes of the matrices that a pass reads once, where each part of the rows is."""
+    width = jnp.dtype(parts.hardware.compute_dtype).itemsize
+    return parts.model.n_matmul_params * width * parts.hardware.row_shards

@@ -26,6 +26,7 @@ _COLOURS = {
     "activations": "#2a8a57",
     "logits": "#8cc7a4",
     "KV cache": "#c9a227",
+    "other KV caches": "#e6d48f",
     "workspace": "#b0b7be",
     "batch": "#6e7781",
     "program": "#d0d5da",
@@ -93,7 +94,7 @@ def _times(found: Estimate) -> RenderableType:
     split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
     hours = found.device_hours or 0
     return Text(
-        f"\nAt best: {_duration(seconds)} a step{split}, {si(found.tokens_per_step / seconds)} "
+        f"\nRoofline: {_duration(seconds)} a step{split}, {si(found.tokens_per_step / seconds)} "
         f"tokens/s, MFU {found.mfu or 0:.0%}. {found.experiment.trainer.steps:,} steps in "
         f"{clock(seconds * found.experiment.trainer.steps)}, {hours:.2f} device hours."
     )
@@ -115,7 +116,7 @@ def _verdict(found: Estimate, ways: Sequence[Remedy]) -> RenderableType:
         what = "the same run" if way.same else "another run"
         total = gib(way.estimate.peak.need.total)
         seconds = way.estimate.step_seconds
-        pace = f", {_duration(seconds)} a step at best" if seconds else ""
+        pace = f", {_duration(seconds)} a step by the roofline" if seconds else ""
         lines.append(Text(f"  {' '.join(way.words)}   {total:.1f} GiB{pace} ({what})"))
     if not ways:
         lines.append(Text("  Nothing that was tried makes it fit."))

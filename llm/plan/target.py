@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh
+from loguru import logger
 
 from llm.core.devices import DEVICES, GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
@@ -42,9 +43,12 @@ def target_of(spec: HardwareSpec) -> Target:
     Raises:
         RefusedError: nothing is known of them.
     """
-    if spec.device == "gpu":
+    if spec.device == "gpu" or (spec.device == "auto" and spec.device_kind):
         return target_by_name(spec)
-    target = target_here(claim(spec))
+    machine = claim(spec)
+    if machine.note:
+        logger.warning(machine.note)
+    target = target_here(machine)
     if target is None:
         raise RefusedError(
             f"hardware={spec.name}: this machine does not say how much memory its devices have; "
@@ -71,31 +75,37 @@ def target_by_name(spec: HardwareSpec) -> Target:
         )
     tflops, gb_per_s, memory_gib = (float(x) for x in chosen if x is not None)
     settled = spec.settled("gpu")
+    if spec.peak_tflops is None and settled.compute_dtype != "bfloat16":
+        tflops /= 2  # fp32 products run as TF32, at half the rate, on all of these
     return Target(
         settled,
         "gpu",
         spec.device_kind or spec.name,
-        tflops * 1e12 * _share_of_bf16(settled.compute_dtype),
+        tflops * 1e12,
         gb_per_s * 1e9,
         int(memory_gib * GIB * MEMORY_SHARE),
     )
 
 
-def target_here(machine: Machine) -> Target | None:
-    """The devices of this machine; None if they do not say what they can do."""
-    flops, bandwidth, memory = machine.peak_flops(), machine.bandwidth(), machine.memory_gib()
+def target_here(machine: Machine, *, timing: bool = True) -> Target | None:
+    """The devices of this machine; None if they do not say how much memory they have.
+
+    Args:
+        machine: as claimed.
+        timing: find out how fast they are, too; a CPU is measured for it.
+    """
+    memory = machine.memory_gib()
     if memory is None:
         return None
+    on_gpu = machine.device.platform != "cpu"
+    if on_gpu and machine.spec.memory_gib is not None:
+        memory *= MEMORY_SHARE
+    flops = (machine.peak_flops() or 0) if timing else 0
     return Target(
         machine.spec,
         machine.device.platform,
         machine.device.device_kind,
-        (flops or 0) / machine.mesh.size,
-        bandwidth or 0,
+        flops / machine.mesh.size,
+        (machine.bandwidth() or 0) if timing else 0,
         int(memory * GIB),
     )
-
-
-def _share_of_bf16(dtype: str) -> float:
-    """fp32 products run as TF32, at half the rate, on all of these."""
-    return 1.0 if dtype == "bfloat16" else 0.5

@@ -40,7 +40,7 @@ _CHIPS = {
     "A6000": _Chip((8, 6), 84, 1536, 102400, 101376, 6291456, 1.8),
     "A100": _Chip((8, 0), 108, 2048, 167936, 166912, 41943040, 1.41),
     "H100": _HOPPER,
-    "H200": _HOPPER,
+    "H200": _HOPPER,  # GH200 too
 }
 _TEXT = """
 gpu_device_info {{
@@ -65,7 +65,7 @@ def absent_gpus(name: str, count: int) -> Sequence[jax.Device]:
     Raises:
         RefusedError: the compiler is not installed, or there is no description of such a device.
     """
-    if not importlib.util.find_spec("jax_cuda12_plugin"):
+    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
         raise RefusedError(
             "exact=true: needs XLA's compiler for GPUs; pip install -e '.[compile-cuda]' (480 MB, "
             "no GPU needed)"

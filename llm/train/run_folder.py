@@ -10,7 +10,10 @@ from llm.core.spec import RefusedError, spec_from_json
 from llm.train.experiment import ExperimentSpec
 
 # What may differ between a run and its continuation: it does not change what is computed.
-_FREE = ("resume", "hardware", "tracker", "checkpoint", "data.workers", "data.cache_dir")
+_FREE = (
+    *("resume", "plan", "profile", "hardware", "tracker", "checkpoint"),
+    *("data.workers", "data.cache_dir"),
+)
 
 
 def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:

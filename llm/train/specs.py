@@ -283,7 +283,7 @@ class TrainerSpec(Spec, abc.ABC):
         return BatchRows(rows, (hardware.micro_batch or 0) * hardware.row_shards or rows)
 
     def tokens_per_step(self, experiment: ExperimentSpec) -> int:
-        """Tokens that go through the model for an update, at most."""
+        """Tokens that go through the model for an update, if its rows are full."""
         return experiment.data.batch_size * experiment.data.seq_len
 
     def batch_arrays(self, experiment: ExperimentSpec, rows: BatchRows) -> dict[str, Shaped]:

@@ -161,10 +161,24 @@ class Stepper:
     def eval_step(self, params: Any, token_bytes_V: Array, batch: Batch) -> Metrics:
         """Sums over a held-out batch: `loss` in nats, `tokens`, `bytes` of the targets."""
         model = self.bind(params)
-        sums = self.objective(model, batch, None)
-        byte_count = jnp.where(batch["loss_mask"] > 0, token_bytes_V[batch["targets"]], 0)
-        return {
-            "loss": sums.loss,
-            "tokens": sums.tokens,
-            "bytes": byte_count.astype(jnp.float32).sum(),
-        }
+
+        def look(batch: Batch) -> Metrics:
+            sums = self.objective(model, batch, None)
+            byte_count = jnp.where(batch["loss_mask"] > 0, token_bytes_V[batch["targets"]], 0)
+            return {
+                "loss": sums.loss,
+                "tokens": sums.tokens,
+                "bytes": byte_count.astype(jnp.float32).sum(),
+            }
+
+        if self.micro_batches == 1:
+            return look(batch)
+        pieces = self.in_micro_batches(batch)
+
+        def add(i: Array, total: Metrics) -> Metrics:
+            new = look(jax.tree.map(lambda x: x[i], pieces))
+            return jax.tree.map(jnp.add, total, new)
+
+        zeros = dict.fromkeys(("loss", "tokens", "bytes"), jnp.zeros((), jnp.float32))
+        sums: Metrics = jax.lax.fori_loop(0, self.n_used(pieces), add, zeros)
+        return sums

@@ -20,11 +20,13 @@ class StepTrace:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._begun = 0
+        self._steps = 0  # that the trace holds
         self._open = False
 
     def turn(self) -> bool:
         """Whether recording begins or ends before the step that comes next: `switch` does so."""
         self._begun += self._folder is not None
+        self._steps += self._open
         return self._begun in (_FIRST, _LAST + 1)
 
     def switch(self) -> None:
@@ -41,8 +43,8 @@ class StepTrace:
             self._open = False
             jax.profiler.stop_trace()
             logger.info(
-                "A trace of steps {} to {} is in {}: https://ui.perfetto.dev opens its "
-                "perfetto_trace.json.gz, XProf the folder.", _FIRST, _LAST, self._folder,
+                "A trace of {} steps is in {}: https://ui.perfetto.dev opens its "
+                "perfetto_trace.json.gz, XProf the folder.", self._steps, self._folder,
             )  # fmt: skip
         elif self._folder is not None and self._begun < _FIRST:
             logger.warning(

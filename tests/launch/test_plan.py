@@ -50,8 +50,27 @@ def test_a_run_that_cannot_fit_is_refused(command, tmp_path: Path, sweep: bool) 
     words = [*SMALL, "hardware.memory_gib=0.5"]
     done = command(*(["-m", "seed=0,1"] if sweep else []), *words)
     assert done.returncode == 2 and "this run does not fit: its train step needs" in done.stderr
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left <= {"multirun.yaml"}
+    assert not list(tmp_path.rglob("run.json"))
+    if not sweep:
+        assert not list(tmp_path.rglob(".hydra"))
+
+
+def test_a_folder_that_was_there_stays(command, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    words = [*SMALL, "hardware.memory_gib=0.5", f"hydra.run.dir={tmp_path}/mine"]
+    assert command(*words).returncode == 2
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_continued_run_may_be_told_to_try(command, tiny_words, tmp_path: Path) -> None:
+    words = [*tiny_words, "model.n_heads=2", "hardware=cpu", f"hydra.run.dir={tmp_path}/run"]
+    assert command(*words).returncode == 0
+    more = [f"resume={tmp_path}/run", "trainer.steps=3", "hardware.memory_gib=0.5"]
+    refused = command(*more)
+    assert refused.returncode == 2 and "this run does not fit" in refused.stderr
+    assert command(*more, "plan=warn").returncode == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["step"]) == ("finished", 3)
 
 
 def test_unless_it_is_told_to_try(command, tiny_words, tmp_path: Path) -> None:

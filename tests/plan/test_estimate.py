@@ -9,7 +9,8 @@ from llm.core.devices import device_called
 from llm.core.hardware import HardwareSpec
 from llm.core.machine import claim
 from llm.core.spec import RefusedError
-from llm.data.specs import PackedSpec
+from llm.data.bpe import train_bpe
+from llm.data.specs import PackedSpec, TokenizerSpec
 from llm.models.specs import GPTSpec, LlamaSpec, LoRASpec
 from llm.plan.check import check_fits
 from llm.plan.estimate import Estimate, estimate
@@ -96,12 +97,14 @@ def test_the_stages_of_grpo() -> None:
     # 64 rows of 256 places, keys and values of 12 layers in bf16.
     assert stages["decode"].need.parts["KV cache"] == 64 * 256 * 12 * 2 * 768 * 2
     assert stages["train step"].need.parts["reference"] == 4 * 124_439_808
-    assert found.tokens_per_step == 8 * (192 + 8 * 64)
+    assert found.tokens_per_step == 8 * 8 * 64  # answers alone fill two rows
     twice = plan(trainer=trainer.replace(epochs=2), T=256)
     assert {s.name: s.per_step for s in twice.stages} == {
         "train step": 1, "prefill": 0.5, "decode": 0.5, "score": 1,
     }  # fmt: skip
-    longer = plan(trainer=trainer.replace(max_new_tokens=150), T=256)
+    split = plan(hardware=H100.replace(fsdp=4), trainer=trainer, T=256).stages[2].need.parts
+    assert 4 * split["KV cache"] == stages["decode"].need.parts["KV cache"]
+    longer = plan(trainer=trainer.replace(max_new_tokens=300), T=512)
     assert "larger caches" in {stage.name for stage in longer.stages}
 
 
@@ -119,7 +122,11 @@ def test_a_profile_may_say_what_its_device_can_do() -> None:
 
 
 def test_remedies_fit_and_are_words_of_the_command_line() -> None:
-    found = plan(LLAMA_8B, H100.replace(device_kind="A6000"), rows=8, T=4096)
+    a6000 = H100.replace(device_kind="A6000")
+    assert [way.same for way in remedies(plan(LLAMA_8B, a6000, rows=8, T=4096))] == [True]
+    assert remedies(plan(LLAMA_8B, a6000, rows=8, T=4096), devices=1) == []
+    # Adapters are for weights that know something.
+    found = plan(LLAMA_8B, a6000, rows=8, T=4096, init_from="hf:some/llama")
     ways = remedies(found)
     assert not found.fits and [way.same for way in ways] == [False, True]
     assert all(way.estimate.fits for way in ways)
@@ -138,6 +145,39 @@ def test_remedies_fit_and_are_words_of_the_command_line() -> None:
 
 def test_one_change_is_enough_where_it_is() -> None:
     assert remedies(plan(rows=256))[0].words == ("hardware.micro_batch=128",)
+
+
+def test_a_vocabulary_that_is_not_known_here_is_asked_for(tmp_path) -> None:
+    small = GPT2.replace(vocab_size=None)
+    trained = plan(small)  # a tokenizer that the run trains
+    assert trained.parameters == 124_439_808 - (50257 - 4096) * 768
+    elsewhere = PackedSpec(seq_len=64, tokenizer=TokenizerSpec(path="hf:org/name"))
+    spec = ExperimentSpec(
+        name="x", model=small, data=elsewhere, trainer=PretrainSpec(), hardware=H100
+    )
+    with pytest.raises(RefusedError, match=r"say how many tokens it has, model.vocab_size="):
+        estimate(spec, target_by_name(H100))
+    path = tmp_path / "tokenizer.json"
+    trained_here = train_bpe(["some words, some more words"] * 9, TokenizerSpec(vocab_size=300))
+    path.write_text(trained_here.to_hf_json())
+    here = spec.replace(data=PackedSpec(seq_len=64, tokenizer=TokenizerSpec(path=str(path))))
+    rows = estimate(here, target_by_name(H100)).parameters - (124_439_808 - 50257 * 768)
+    assert rows % 768 == 0 and 256 < rows // 768 <= 300
+
+
+def test_what_a_profile_says_is_taken_as_it_is() -> None:
+    given = H100.replace(peak_tflops=60.0, compute_dtype="float32")
+    assert target_by_name(given).flops == 60e12
+    assert target_by_name(H100.replace(compute_dtype="float32")).flops == 835e12 / 2
+
+
+def test_traffic_does_not_depend_on_how_the_work_is_cut() -> None:
+    one = plan().stages[0].work
+    by_heads = plan(hardware=H100.replace(tensor=4)).stages[0].work
+    assert one.traffic < by_heads.traffic < 2 * one.traffic  # the residual stream is on each
+    by_data = plan(hardware=H100.replace(data_parallel=8)).stages[0].work
+    assert by_data.traffic > plan(hardware=H100.replace(fsdp=8)).stages[0].work.traffic
+    assert by_data.flops == one.flops
 
 
 class TestBeforeARun:

@@ -195,12 +195,14 @@ class GRPOSpec(TrainerSpec):
         at_once = min(at_once, _up_to(answers, devices))
         return BatchRows(_up_to(answers, at_once), at_once)
 
-    def tokens_per_step(self, experiment: ExperimentSpec) -> int:  # noqa: D102
-        data = experiment.data
-        longest = data.seq_len - self.max_new_tokens
-        return (
-            data.batch_size // self.mini_batches * (longest + self.group_size * self.max_new_tokens)
-        )
+    def tokens_per_step(self, experiment: ExperimentSpec) -> int:
+        """If each group fills a row, or has rows full of answers; padded, each answer a row."""
+        from llm.data.specs import PackedSpec
+
+        data, groups = experiment.data, experiment.data.batch_size // self.mini_batches
+        if isinstance(data, PackedSpec):
+            return groups * max(data.seq_len, self.group_size * self.max_new_tokens)
+        return groups * self.group_size * data.seq_len
 
     def batch_arrays(self, experiment: ExperimentSpec, rows: BatchRows) -> dict[str, Shaped]:  # noqa: D102
         from llm.train.grpo.rows import arrays
