@@ -25,6 +25,7 @@ def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
         return
     target = target_here(machine, timing=False)
     if target is None:
+        logger.info("Whether it fits is not looked at: the device does not say its memory.")
         return
     try:
         found = estimate(experiment, target)

@@ -24,12 +24,13 @@ from llm.generate.batch import PREFILL_TOKENS, SEGMENT
 from llm.generate.rows import SMALLEST, bucket
 from llm.models.attention import block_of
 from llm.models.specs import ModelSpec
+from llm.train.grpo.spec import GRPOSpec
+from llm.train.log_probs import WIDEST
 from llm.train.parts import Parts
 from llm.train.trainable import split
 
 _FP32 = 4
 _PROGRAM = int(0.7 * GIB)  # on a CPU the interpreter, libraries and compiled programs are there too
-_COLUMNS = 128  # of `llm.train.log_probs`: tokens of a row that are scored at a time
 
 
 @dataclass(frozen=True)
@@ -244,11 +245,12 @@ class MemoryPlan:
 
     def _logits(self, *, backward: bool = True) -> float:
         """Of the tokens that have them at the same time; and their gradient."""
-        model, chunk = self.model, self.parts.hardware.loss_chunk or self.tokens
-        if self.parts.experiment.trainer.name == "grpo":
+        model, chunk = self.model, self.parts.hardware.loss_chunk
+        assert chunk is not None
+        if isinstance(self.parts.experiment.trainer, GRPOSpec):
             rows = self.parts.rows.at_once
             T = self.parts.experiment.data.seq_len
-            tokens = rows * min(max(chunk // rows, 1), _COLUMNS, T)
+            tokens = rows * min(max(chunk // rows, 1), WIDEST, T)
             tokens //= self.parts.hardware.row_shards
             several = 1 + backward  # log-probabilities and, in the backward pass, probabilities
         else:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_WIDEST = 128  # columns: what a row does not fill of the last ones is gone through for nothing
+WIDEST = 128  # columns: what a row does not fill of the last ones is gone through for nothing
 
 
 class TokenScores(NamedTuple):
@@ -48,7 +48,7 @@ def token_scores(
         temperature: divides the logits.
     """
     B, C = places_BC.shape
-    width = min(max(chunk // B, 1), _WIDEST, C)
+    width = min(max(chunk // B, 1), WIDEST, C)
     fill = ((0, 0), (0, -C % width))
     columns = jnp.pad(places_BC, fill), jnp.pad(targets_BC, fill)
     scores = _scores(width, temperature, hidden_BTD, head_VD, *columns, counts_B)

@@ -20,13 +20,11 @@ class StepTrace:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._begun = 0
-        self._steps = 0  # that the trace holds
         self._open = False
 
     def turn(self) -> bool:
         """Whether recording begins or ends before the step that comes next: `switch` does so."""
         self._begun += self._folder is not None
-        self._steps += self._open
         return self._begun in (_FIRST, _LAST + 1)
 
     def switch(self) -> None:
@@ -42,9 +40,10 @@ class StepTrace:
         if self._open:
             self._open = False
             jax.profiler.stop_trace()
+            steps = min(self._begun, _LAST) - _FIRST + 1
             logger.info(
                 "A trace of {} steps is in {}: https://ui.perfetto.dev opens its "
-                "perfetto_trace.json.gz, XProf the folder.", self._steps, self._folder,
+                "perfetto_trace.json.gz, XProf the folder.", steps, self._folder,
             )  # fmt: skip
         elif self._folder is not None and self._begun < _FIRST:
             logger.warning(

@@ -102,6 +102,8 @@ def test_the_stages_of_grpo() -> None:
     assert {s.name: s.per_step for s in twice.stages} == {
         "train step": 1, "prefill": 0.5, "decode": 0.5, "score": 1,
     }  # fmt: skip
+    renamed = plan(trainer=trainer.replace(name="mine"), T=256)
+    assert renamed.stages[0].need == found.stages[0].need
     split = plan(hardware=H100.replace(fsdp=4), trainer=trainer, T=256).stages[2].need.parts
     assert 4 * split["KV cache"] == stages["decode"].need.parts["KV cache"]
     longer = plan(trainer=trainer.replace(max_new_tokens=300), T=512)

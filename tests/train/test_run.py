@@ -361,7 +361,6 @@ def test_sharded_run_equals_one_device(experiment, tmp_path: Path) -> None:
     assert run(grown, tmp_path / "four").step == 14
 
 
-@pytest.mark.filterwarnings("ignore:.*protobuf.*")
 def test_a_trace_of_some_steps(experiment, tmp_path: Path) -> None:
     run(experiment(profile=True), tmp_path / "traced")
     run(experiment(), tmp_path / "plain")
