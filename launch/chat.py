@@ -10,6 +10,7 @@ from loguru import logger
 from omegaconf import DictConfig
 
 from launch.config import refuse, spec_from_config, start, start_logging
+from launch.text_words import with_text
 from llm.core.spec import RefusedError
 from llm.generate.chat_spec import ChatSpec
 
@@ -53,4 +54,4 @@ def talk(spec: ChatSpec) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(with_text("system", main))

@@ -10,6 +10,7 @@ from loguru import logger
 from omegaconf import DictConfig
 
 from launch.config import refuse, spec_from_config, start, start_logging
+from launch.text_words import with_text
 from llm.core.spec import RefusedError
 from llm.generate.specs import GenerateSpec
 
@@ -59,4 +60,4 @@ def generate(spec: GenerateSpec) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(with_text("prompt", main))
