@@ -20,7 +20,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from launch.help import explained_keys, option_groups
+from launch.processes import join_run
 from llm.core.hardware import HardwareSpec
+from llm.core.hosts import said_by_all
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import DocumentsSpec, PackedSpec, PaddedSpec
 from llm.generate.chat_spec import ChatSpec
@@ -214,11 +216,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def start_logging() -> None:
+def start_logging(level: str = "INFO", prefix: str = "") -> None:
     """Our log lines to the terminal; libraries that explain their every move are not asked to."""
     from llm.report.terminal import setup_logging
 
-    setup_logging()
+    setup_logging(level, prefix)
     for library in ("absl", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
@@ -249,16 +251,21 @@ class RefuseEarly(Callback):
         """Called by Hydra between composing the configuration and making the run's folder."""
         from llm.train.run_folder import check_run_folder
 
+        problem = ""
         try:
             experiment = spec_from_config(config, ExperimentSpec)
+            join_run(config, experiment.hardware)
             folder = Path(config.hydra.run.dir)
             check_run_folder(experiment, folder)
             if not folder.exists():
                 new_folders.add(folder.absolute())
             _check_what_is_there(experiment)
         except RefusedError as error:
+            problem = str(error)
+        # One process alone must not stop here while the others wait for it.
+        if problems := [problem for problem in said_by_all(problem) if problem]:
             # An exception would only become a warning here: Hydra guards itself from callbacks.
-            refuse(error)
+            refuse(problems[0])
 
 
 def _check_what_is_there(experiment: ExperimentSpec) -> None:

@@ -31,6 +31,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
+    import jax
+
+    from llm.core.hosts import is_first
     from llm.core.machine import claim
     from llm.plan.check import check_fits
     from llm.train.run import run
@@ -45,7 +48,10 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
             tracker = experiment.tracker.replace(group=folder.parent.name)
             experiment = experiment.replace(tracker=tracker)
         try:
-            check_fits(experiment, claim(experiment.hardware))
+            machine = claim(experiment.hardware)
+            if not is_first():
+                start_logging("WARNING", f"process {jax.process_index()}: ")
+            check_fits(experiment, machine)
         except RefusedError:
             _forget(folder)
             raise

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from llm.core.devices import GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
+from llm.core.hosts import join, several
 from llm.core.mesh import make_mesh
 from llm.core.spec import RefusedError
 
@@ -150,6 +151,7 @@ def claim(spec: HardwareSpec) -> Machine:
         jax.config.update("jax_platforms", "cpu")
     else:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_SHARE))
+    join()
     # Random numbers by one kernel instead of hundreds of operations for XLA to compile each time.
     jax.config.update("jax_threefry_gpu_kernel_lowering", on_gpu)
     devices = jax.devices()
@@ -158,6 +160,12 @@ def claim(spec: HardwareSpec) -> Machine:
         problem = f"this machine has a {kind}, not a {spec.device_kind}"
         own = {"peak_tflops": None, "bandwidth": None, "memory_gib": None}
         spec = make_do(spec, problem, "it as it is", **own)
+    if several() and len(devices) != spec.devices:
+        raise RefusedError(
+            f"hardware.data_parallel x fsdp x tensor = {spec.devices}: this run is on "
+            f"{jax.process_count()} processes with {len(devices)} devices in all; say for instance "
+            f"hardware.data_parallel={len(devices)}"
+        )
     if len(devices) < spec.devices:
         problem = f"{spec.devices} devices are asked for and {len(devices)} here"
         spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1, tensor=1)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from llm.core.spec import RefusedError
 
 # Which mesh axis a logical axis of a parameter is split over. Those not named are not split.
 AXIS_RULES = {
@@ -65,7 +67,32 @@ def parameter_sharding(
     return NamedSharding(mesh, PartitionSpec(*split))
 
 
+def host_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch's rows this process's devices hold: number of the part, and of parts.
+
+    Raises:
+        RefusedError: they are not an equal, contiguous part.
+    """
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    here = jax.process_index()
+    mine = [n for n, row in enumerate(rows) if any(d.process_index == here for d in row)]
+    size = len(mine)
+    if len(rows) % size or mine[0] % size or mine != list(range(mine[0], mine[0] + size)):
+        raise RefusedError(
+            f"hardware.tensor={mesh.shape['tensor']}: does not divide the devices of a process, "
+            "nor do these divide it"
+        )
+    return mine[0] // size, len(rows) // size
+
+
 def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Place this host's rows of a batch on its devices."""
+    """Place this host's rows of a batch (see `host_share`) on its devices."""
     sharding = rows_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def put_whole(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Place what every host has the whole of; each takes what its devices hold of it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])

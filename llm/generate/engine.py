@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
-from llm.core.mesh import texts_sharding
+from llm.core.mesh import replicated, texts_sharding
 from llm.core.precision import cast_matrices
 from llm.core.spec import RefusedError
 from llm.generate.batch import Batch, Completion
@@ -55,7 +56,7 @@ class Engine:
     ) -> None:
         self.spec = spec
         self.dtype = compute_dtype
-        self.mesh = mesh
+        self.mesh = mesh if mesh is not None and mesh.size > 1 else None
         self._params = _cast(params, compute_dtype)
 
     def generate(
@@ -133,7 +134,14 @@ class Engine:
         rows, written = decode(
             self.spec, self._params, rows, values_of(sampling), stop_ids, steps, plan
         )
+        if not written.counts_B.is_fully_addressable:  # rows of other processes
+            written = _everywhere(replicated(written.counts_B.sharding.mesh))(written)
         return rows, jax.device_get(written)
+
+
+@lru_cache
+def _everywhere(whole: NamedSharding) -> Callable[[Written], Written]:
+    return jax.jit(lambda written: written, out_shardings=whole)
 
 
 def _cast(params: Any, dtype: str) -> Any:

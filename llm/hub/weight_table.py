@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from llm.core.mesh import put_whole
 from llm.core.spec import RefusedError
 from llm.hub.pretrained import Tensors
 from llm.hub.raw_arrays import aligned_empty
@@ -53,7 +54,7 @@ def read_weights(spec: ModelSpec, tensors: Tensors, template: Any) -> Any:
         if leaf.shape != weight.shape:
             raise ValueError(f"{weight.dotted}: template {leaf.shape}, table {weight.shape}")
         array = _as(_read(tensors, names[weight.name]), leaf.dtype, transposed=weight.transposed)
-        _put(params, weight.path, jax.block_until_ready(jax.device_put(array, leaf.sharding)))
+        _put(params, weight.path, jax.block_until_ready(put_whole(array, leaf.sharding)))
         del array
     # Raises if the table and the model disagree about which weights there are.
     return jax.tree.map(lambda _, array: array, template, params)

@@ -165,7 +165,7 @@ class RunReport:
         result = write_result(
             self.folder, status=status, step=self._step, tokens=self._tokens,
             started=self._started, final=self._scores.last, best=self._scores.best,
-            ledger=ledger or {}, error=_error_record(error), **self._start, **(extra or {}),
+            ledger=ledger or {}, error=error_record(error), **self._start, **(extra or {}),
         )  # fmt: skip
         report = self._write_report()
         self._tracker.wait()
@@ -203,7 +203,8 @@ def _evaluation_line(step: int, metrics: Mapping[str, float], name: str, best: b
     return ", ".join(words) + (" (best so far)" if best else "")
 
 
-def _error_record(error: BaseException | str | None) -> dict[str, str] | None:
+def error_record(error: BaseException | str | None) -> dict[str, str] | None:
+    """What result.json says about what went wrong."""
     if error is None:
         return None
     kind = type(error).__name__ if isinstance(error, BaseException) else "Error"

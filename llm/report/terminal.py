@@ -20,7 +20,7 @@ _configured: list[int] = []
 _default_handler = [0]  # the number loguru gives to the handler that it starts with
 
 
-def setup_logging(level: str = "INFO") -> None:
+def setup_logging(level: str = "INFO", prefix: str = "") -> None:
     """Route loguru through the shared console, in one tidy format; for entry points.
 
     Safe to call again, for instance by each job of a sweep. Handlers that were added before,
@@ -28,12 +28,13 @@ def setup_logging(level: str = "INFO") -> None:
 
     Args:
         level: the least severe level that is shown.
+        prefix: stands before each message, such as which of several processes it is from.
     """
     if _configured:
         logger.remove(_configured.pop())
     else:
         logger.remove()
-    _configured.append(_add_console(level))
+    _configured.append(_add_console(level, prefix))
 
 
 @contextmanager
@@ -56,13 +57,12 @@ def logs_above_display() -> Iterator[None]:
             _default_handler[0] = logger.add(sys.stderr)
 
 
-def _add_console(level: str) -> int:
-    return logger.add(_print, level=level, format=_format, colorize=False, backtrace=False)
+def _add_console(level: str, prefix: str = "") -> int:
+    def form(record: object) -> str:
+        """Only the message and a traceback if there is one: `_print` adds the rest."""
+        return prefix + "{message}\n{exception}"
 
-
-def _format(record: object) -> str:
-    """Only the message and a traceback if there is one: `_print` adds the rest."""
-    return "{message}\n{exception}"
+    return logger.add(_print, level=level, format=form, colorize=False, backtrace=False)
 
 
 def _print(message: Message) -> None:

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from loguru import logger
 
+from llm.core.hosts import is_first, several
 from llm.core.machine import claim
-from llm.core.mesh import put_rows
+from llm.core.mesh import host_share, put_rows
 from llm.core.spec import RefusedError
 from llm.hub.checkpoints import Checkpoints, Restored
 from llm.models.kernels import check_kernel
@@ -21,6 +22,7 @@ from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
 from llm.report.run_files import note_resume, now, write_result, write_run
 from llm.report.run_report import RunReport
+from llm.report.silent_report import SilentReport
 from llm.train.compiled import Compiled
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
@@ -98,10 +100,13 @@ class _Run:
                 self.machine = claim(self.experiment.hardware)
                 if self.machine.note:
                     logger.warning(self.machine.note)
+                if several():
+                    self.stop.share(self.machine.mesh)
                 hardware = self.machine.spec
                 origin = Origin(self.experiment, self.folder)
                 self.chat = origin.chat()
-                self.trainer = self.experiment.trainer.build(self.experiment, origin)
+                share = host_share(self.machine.mesh)
+                self.trainer = self.experiment.trainer.build(self.experiment, origin, share)
                 self.tokenizer = self.trainer.tokenizer
                 self.stop_ids = origin.stop_ids(self.tokenizer)
                 self.chat_template = origin.chat_template
@@ -189,6 +194,8 @@ class _Run:
         lineage = {"parent": parent, "data": self.trainer.fingerprint}
         record = self.folder / "run.json"
         begun = read_json(record) if record.exists() else None
+        if not is_first():
+            return SilentReport(self.folder, jax.process_index())
         report = RunReport(
             self.folder,
             tracker=experiment.tracker,

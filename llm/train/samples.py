@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from llm.data.chat_tokens import encode_chat, template_of
 from llm.data.conversations import ChatSettings
@@ -30,6 +31,7 @@ def sampler(
     questions: Sequence[Question],
     stop_ids: Sequence[int],
     compute_dtype: str,
+    mesh: Mesh,
     seed: int,
 ) -> Sampler | None:
     """A function that draws the samples of some weights at some step, and metrics of them.
@@ -45,6 +47,7 @@ def sampler(
             answers that are the data's own.
         stop_ids: tokens that end an answer.
         compute_dtype: type of matrix products.
+        mesh: where the weights lie.
         seed: together with the step decides what is drawn.
 
     Raises:
@@ -71,7 +74,7 @@ def sampler(
     )
 
     def sample(params: Any, step: int) -> tuple[list[Sample], dict[str, float]]:
-        engine = Engine(model, params, compute_dtype=compute_dtype)
+        engine = Engine(model, params, compute_dtype=compute_dtype, mesh=mesh)
         answers = engine.generate(
             [*prompts, *(question.prompt for question in asked)],
             sampling,

@@ -306,12 +306,13 @@ class TrainerSpec(Spec, abc.ABC):
         return None
 
     @abc.abstractmethod
-    def build(self, experiment: ExperimentSpec, origin: Origin) -> Trainer:
+    def build(self, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]) -> Trainer:
         """Read the data, and make the trainer.
 
         Args:
             experiment: that this is the trainer of.
             origin: of the first weights.
+            share: of each batch that this process makes, see `llm.core.mesh.host_share`.
 
         Raises:
             RefusedError: the data cannot be read, or there is nothing to train on.
@@ -332,10 +333,10 @@ class PretrainSpec(TrainerSpec):
 
         return NextToken(loss_chunk, self.z_loss, self.label_smoothing)
 
-    def build(self, experiment: ExperimentSpec, origin: Origin) -> Trainer:  # noqa: D102
+    def build(self, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]) -> Trainer:  # noqa: D102
         from llm.train.supervised import Supervised
 
-        return Supervised(experiment, origin)
+        return Supervised(experiment, origin, share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,7 +383,7 @@ class SFTSpec(TrainerSpec):
             loss_chunk, label_smoothing=self.label_smoothing, noise_alpha=self.neftune_alpha
         )
 
-    def build(self, experiment: ExperimentSpec, origin: Origin) -> Trainer:  # noqa: D102
+    def build(self, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]) -> Trainer:  # noqa: D102
         from llm.train.supervised import Supervised
 
-        return Supervised(experiment, origin, self.questions, self.preview)
+        return Supervised(experiment, origin, share, self.questions, self.preview)

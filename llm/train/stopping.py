@@ -14,6 +14,10 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+from jax.sharding import Mesh
+
+from llm.core.hosts import SharedFlag
+
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -29,6 +33,7 @@ class StopSignal:
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._previous: dict[int, Any] = {}
+        self._shared: SharedFlag | None = None
         self.left_behind = False
         """A compilation was left running; the interpreter cannot end normally before it does."""
 
@@ -49,9 +54,17 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def share(self, mesh: Mesh) -> None:
+        """From now on the processes of a run stop together, whichever of them is asked to.
+
+        They all must ask at the same places then.
+        """
+        self._shared = SharedFlag(mesh)
+
     def __call__(self) -> bool:
         """Was a stop asked for?"""
-        return self._requested.is_set()
+        requested = self._requested.is_set()
+        return self._shared(requested) if self._shared else requested
 
     def request(self) -> None:
         """Ask for a stop from within the program."""
@@ -74,6 +87,8 @@ class StopSignal:
     def wait_for(self, work: Callable[[], T]) -> T:
         """Run `work` on a thread and return its result, or leave it behind when asked to stop.
 
+        Several processes do not leave it: they would not do so at the same moment.
+
         Raises:
             StopRequestedError: a stop was asked for before `work` was done.
         """
@@ -86,6 +101,8 @@ class StopSignal:
             except BaseException as error:
                 failure.append(error)
 
+        if self._shared:
+            return work()
         thread = threading.Thread(target=run, daemon=True, name="compile")
         thread.start()
         while thread.is_alive():

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from llm.core.mesh import replicated
+from llm.core.mesh import put_whole, replicated
 from llm.data.loader import Loader
 from llm.report.preview import show_example
 from llm.train.compiled import Compiled
@@ -27,6 +26,7 @@ class Supervised:
     Args:
         experiment: the whole of it.
         origin: where tokenizer and template come from.
+        share: of each batch, see `llm.core.mesh.host_share`.
         questions: held-out prompts that are answered with the samples.
         preview: examples to show at the start.
     """
@@ -35,6 +35,7 @@ class Supervised:
         self,
         experiment: ExperimentSpec,
         origin: Origin,
+        share: tuple[int, int],
         questions: int = 0,
         preview: int = 0,
     ) -> None:
@@ -43,8 +44,7 @@ class Supervised:
         self._chat = origin.chat()
         self._data = experiment.data.build(
             experiment.seed,
-            jax.process_index(),
-            jax.process_count(),
+            *share,
             origin.tokenizer(),
             self._chat,
         )
@@ -59,8 +59,8 @@ class Supervised:
         eval_step = Compiled(jax.jit(bench.stepper.eval_step), bench.stop, bench.ledger)
         # Tokens that only the model has stand for no bytes.
         more = bench.model.vocab - self.tokenizer.vocab_size
-        token_bytes = jnp.asarray(np.pad(self.tokenizer.token_bytes, (0, more)))
-        token_bytes_V = jax.device_put(token_bytes, replicated(bench.machine.mesh))
+        token_bytes = np.pad(self.tokenizer.token_bytes, (0, more))
+        token_bytes_V = put_whole(token_bytes, replicated(bench.machine.mesh))
 
         def held_out(params: Any) -> dict[str, float]:
             batches = self._data.eval_batches(self._experiment.eval.batches)
@@ -88,6 +88,7 @@ class Supervised:
             questions=self._data.questions(self._questions),
             stop_ids=bench.stop_ids,
             compute_dtype=bench.machine.spec.compute_dtype,
+            mesh=bench.machine.mesh,
             seed=self._experiment.seed,
         )
         if sample is None:

@@ -69,6 +69,17 @@ class Scores(NamedTuple):
     by_name: dict[str, Float64[np.ndarray, " n"]]
     failures: list[Failure]
 
+    def to_json(self) -> dict[str, Any]:
+        """Without the failures."""
+        by_name = {name: values.tolist() for name, values in self.by_name.items()}
+        return {"total": self.total.tolist(), "by_name": by_name}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Scores:
+        """The inverse of `to_json`."""
+        by_name = {name: np.array(values) for name, values in data["by_name"].items()}
+        return cls(np.array(data["total"]), by_name, [])
+
 
 class Rewards:
     """Several rewards and their weights, in a process of their own.

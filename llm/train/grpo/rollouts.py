@@ -20,7 +20,7 @@ from llm.train.grpo.rewards import RewardError
 from llm.train.grpo.sampling import Answering, mean_of_those_there, passed, step_key
 from llm.train.grpo.spec import GRPOSpec
 from llm.train.state import TrainState
-from llm.train.trainer import Drawn
+from llm.train.trainer import Drawn, HostBatch
 
 _ROLLOUT = 1  # purpose of a key
 _PARTS = 6  # purpose of a permutation, next to those in `llm.data` and `prompts`
@@ -39,6 +39,7 @@ class Rollouts:
         batch_size: prompts of a rollout.
         answering: answers them.
         make: lays answers out as a batch.
+        own_rows: those of a batch that go onto this process's devices.
         score: looks at a batch with other weights; None: nothing needs to be known from it.
         show: is given the groups of each rollout.
         close: lets go of the rewards.
@@ -52,6 +53,7 @@ class Rollouts:
         batch_size: int,
         answering: Answering,
         make: BatchMaker,
+        own_rows: Callable[[HostBatch], HostBatch],
         score: Score | None,
         show: Callable[[int, Sequence[Group]], None],
         close: Callable[[], None],
@@ -59,7 +61,7 @@ class Rollouts:
         self._spec, self._seed, self._prompts = spec, seed, prompts
         self._batch_size = batch_size
         self._answering, self._make, self._score, self._show = answering, make, score, show
-        self._sampling = spec.sampling()
+        self._own_rows, self._sampling = own_rows, spec.sampling()
         self.close = close
         self._next_prompt = 0
         self._rollout = 0
@@ -77,7 +79,7 @@ class Rollouts:
         if not self._parts:
             metrics = self._roll_out(state)
         groups = [self._groups[i] for i in self._parts.pop(0)]
-        return Drawn(self._make(groups), metrics)
+        return Drawn(self._own_rows(self._make(groups)), metrics)
 
     def cursor(self) -> dict[str, Any]:
         """Where it is, with the answers that are still to be trained on."""

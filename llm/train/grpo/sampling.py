@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from llm.core.hosts import is_first, said_by_first, several
 from llm.data.tokenizer import Tokenizer
 from llm.generate.engine import Engine
 from llm.generate.specs import Sampling
 from llm.generate.watch import Watch
+from llm.train.grpo.example import Example
 from llm.train.grpo.groups import Group
 from llm.train.grpo.prompts import Prompt
-from llm.train.grpo.rewards import Rewards
+from llm.train.grpo.rewards import RewardError, Rewards, Scores
 from llm.train.stopping import StopRequestedError
 from llm.train.trainer import Workbench
 
@@ -56,7 +59,7 @@ class Answering:
             bench.model,
             params,
             compute_dtype=machine.spec.compute_dtype,
-            mesh=machine.mesh if machine.mesh.size > 1 else None,
+            mesh=machine.mesh,
         )
         before = watch.prefill_seconds
         with bench.ledger("decode"):
@@ -75,7 +78,7 @@ class Answering:
         texts = [self._tokenizer.decode(answer.ids) for of_one in answers for answer in of_one]
         examples = [prompt.example for prompt in prompts for _ in range(n)]
         with bench.ledger("reward"):
-            scores = self._rewards(texts, examples)
+            scores = self._judged(texts, examples)
         return [
             Group(
                 prompt=prompt.ids,
@@ -87,6 +90,21 @@ class Answering:
             )
             for i, prompt in enumerate(prompts)
         ]
+
+    def _judged(self, texts: Sequence[str], examples: Sequence[Example]) -> Scores:
+        """By the first process of the run, for all: a reward need not be the same twice."""
+        if not several():
+            return self._rewards(texts, examples)
+        verdict = ""
+        if is_first():
+            try:
+                verdict = json.dumps(self._rewards(texts, examples).to_json())
+            except RewardError as error:
+                verdict = json.dumps({"error": str(error)})
+        found = json.loads(said_by_first(verdict))
+        if "error" in found:
+            raise RewardError(found["error"])
+        return Scores.from_json(found)
 
     def watch(self, what: str) -> Watch:
         """Shows how far it is, and ends it early when a stop is asked for."""

@@ -218,10 +218,10 @@ class GRPOSpec(TrainerSpec):
             own = read_template(self.template)
         return None if own is None else ChatSettings(own)
 
-    def build(self, experiment: ExperimentSpec, origin: Origin) -> Trainer:  # noqa: D102
+    def build(self, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]) -> Trainer:  # noqa: D102
         from llm.train.grpo.trainer import GRPO
 
-        return GRPO(self, experiment, origin)
+        return GRPO(self, experiment, origin, share)
 
 
 def _up_to(n: int, multiple: int) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm.core.hosts import several
+from llm.core.mesh import replicated
 from llm.core.spec import RefusedError
 from llm.data.specs import PackedSpec
 from llm.models.lora import without_adapters
@@ -28,7 +30,7 @@ from llm.train.origin import Origin
 from llm.train.samples import Sampler, sampler
 from llm.train.state import TrainState
 from llm.train.trainable import joined
-from llm.train.trainer import Work, Workbench
+from llm.train.trainer import HostBatch, Work, Workbench
 
 _ANSWERED = 8  # held-out prompts whose answers are shown
 
@@ -40,11 +42,13 @@ class GRPO:
         spec: of this trainer.
         experiment: the whole of it.
         origin: where tokenizer and template come from.
+        share: of each batch that goes onto this process's devices, see `llm.core.mesh.host_share`.
     """
 
-    def __init__(self, spec: GRPOSpec, experiment: ExperimentSpec, origin: Origin) -> None:
-        if jax.process_count() > 1:
-            raise RefusedError("trainer=grpo: runs on the devices of one host, not of several")
+    def __init__(
+        self, spec: GRPOSpec, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]
+    ) -> None:
+        self._share = share
         tokenizer = origin.tokenizer()
         if tokenizer is None:
             raise RefusedError(
@@ -74,7 +78,9 @@ class GRPO:
         """The parts for the loop."""
         spec, experiment = self._spec, self._experiment
         weights = [float(weight) for weight in spec.reward_weights]
-        rewards = Rewards(spec.rewards, weights, float(spec.reward_timeout), bench.stop)
+        # Several processes stop together, and only one of them judges.
+        stop = (lambda: False) if several() else bench.stop
+        rewards = Rewards(spec.rewards, weights, float(spec.reward_timeout), stop)
         # An evaluation may have more answers: it takes turns, in rows that there are anyway.
         rows = spec.rows_decoded or experiment.data.batch_size * spec.group_size
         answering = Answering(bench, self.tokenizer, rewards, rows)
@@ -92,6 +98,7 @@ class GRPO:
             experiment.data.batch_size,
             answering,
             make,
+            self._own_rows,
             self._score(bench),
             self._show(bench),
             rewards.close,
@@ -106,6 +113,11 @@ class GRPO:
         every = experiment.samples.every
         return Work(source, judge if held_out else None, self._sampler(bench) if every else None)
 
+    def _own_rows(self, batch: HostBatch) -> HostBatch:
+        """Of a batch that every process has the whole of."""
+        index, count = self._share
+        return {name: np.split(rows, count)[index] for name, rows in batch.items()}
+
     def score(self, metrics: dict[str, float]) -> float | None:
         """The share of wrong answers."""
         accuracy = metrics.get("eval/accuracy")
@@ -118,7 +130,9 @@ class GRPO:
         def scorer(model: Any) -> Compiled:
             pass_ = Scorer(model, bench.stepper)
             options = bench.machine.compiler_options
-            return Compiled(jax.jit(pass_, compiler_options=options), bench.stop, bench.ledger)
+            whole = replicated(bench.machine.mesh)
+            jitted = jax.jit(pass_, out_shardings=whole, compiler_options=options)
+            return Compiled(jitted, bench.stop, bench.ledger)
 
         if not spec.scores:
             return None
@@ -126,7 +140,7 @@ class GRPO:
         base = scorer(bench.model.replace(lora=LoRASpec()))
 
         def score(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            placed, found = bench.place(batch), {}
+            placed, found = bench.place(self._own_rows(batch)), {}
             with bench.ledger("score"):
                 if not spec.on_policy:
                     found["old_log_probs"] = own(state.params, placed)
@@ -174,6 +188,7 @@ class GRPO:
             questions=self._prompts.questions(_ANSWERED),
             stop_ids=bench.stop_ids or (self.tokenizer.separator_id,),
             compute_dtype=bench.machine.spec.compute_dtype,
+            mesh=bench.machine.mesh,
             seed=self._experiment.seed,
         )
         if sample is None:
