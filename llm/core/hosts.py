@@ -8,6 +8,7 @@ say about a job, or `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROC
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -69,6 +70,7 @@ def join() -> None:
         )
     # Its handler would take SIGTERM away from ours; see `SharedFlag` for how a stop is agreed on.
     jax.config.update("jax_enable_preemption_service", False)
+    logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)  # it remarks on that
     begin = partial(
         jax.distributed.initialize,
         heartbeat_timeout_seconds=_HEARTBEAT,
