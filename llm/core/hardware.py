@@ -34,7 +34,10 @@ class HardwareSpec(Spec):
         gt=0,
     )
     loss_chunk: int | None = knob(
-        None, "tokens whose logits exist at the same time; null: 512 on a CPU, 4096 on a GPU", gt=0
+        None,
+        "tokens of each device whose logits exist at the same time; null: 512 on a CPU, 4096 on "
+        "a GPU",
+        gt=0,
     )
     remat: str = knob("none", "what the backward pass recomputes", choices=REMAT_POLICIES)
     attention: str = knob(

@@ -248,10 +248,9 @@ class MemoryPlan:
         model, chunk = self.model, self.parts.hardware.loss_chunk
         assert chunk is not None
         if isinstance(self.parts.experiment.trainer, GRPOSpec):
-            rows = self.parts.rows.at_once
+            rows = self.parts.rows.at_once // self.parts.hardware.row_shards
             T = self.parts.experiment.data.seq_len
             tokens = rows * min(max(chunk // rows, 1), WIDEST, T)
-            tokens //= self.parts.hardware.row_shards
             several = 1 + backward  # log-probabilities and, in the backward pass, probabilities
         else:
             tokens, several = min(chunk, self.tokens), 1

@@ -19,6 +19,31 @@ class LossSums(NamedTuple):
     """The plain negative log-likelihood (carries no gradient)."""
 
 
+class _Cut(NamedTuple):
+    """How M tokens are cut into n chunks: C / shards of each shard's tokens go into each."""
+
+    tokens: int
+    chunk: int
+    shards: int
+
+    def into_chunks(self, array: Array) -> Array:
+        """[M, ...] as [n, C, ...]; the last chunk is filled up with zeros (weight 0)."""
+        each = self.tokens // self.shards
+        chunk = min(self.chunk, each)
+        rest = array.shape[1:]
+        fill = [(0, 0), (0, -each % chunk)] + [(0, 0)] * len(rest)
+        padded = jnp.pad(array.reshape(self.shards, each, *rest), fill)
+        split = padded.reshape(self.shards, -1, chunk, *rest).swapaxes(0, 1)
+        return split.reshape(-1, self.shards * chunk, *rest)
+
+    def from_chunks(self, array: Array) -> Array:
+        """The inverse."""
+        n, C, *rest = array.shape
+        split = array.reshape(n, self.shards, C // self.shards, *rest).swapaxes(0, 1)
+        padded = split.reshape(self.shards, -1, *rest)
+        return padded[:, : self.tokens // self.shards].reshape(self.tokens, *rest)
+
+
 def cross_entropy(
     hidden_MD: Float[Array, "M D"],
     head_VD: Float[Array, "V D"],
@@ -26,6 +51,7 @@ def cross_entropy(
     weights_M: Float[Array, " M"],
     *,
     chunk: int,
+    shards: int = 1,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> LossSums:
@@ -39,11 +65,14 @@ def cross_entropy(
         head_VD: output projection, one row per token of the vocabulary.
         targets_M: next tokens.
         weights_M: 1 where the token counts, 0 where it is padding.
-        chunk: tokens whose logits exist at the same time.
+        chunk: tokens of each shard whose logits exist at the same time.
+        shards: equal stretches of tokens, each on devices of its own: a chunk takes from all of
+            them, so that every device works out logits of its own tokens only.
         z_loss: weight of log(partition)^2 (Chowdhery et al. 2022).
         label_smoothing: share of the target spread evenly over the vocabulary.
     """
-    return _cross_entropy(hidden_MD, head_VD, targets_M, weights_M, chunk, z_loss, label_smoothing)
+    cut = _Cut(len(hidden_MD), chunk, shards)
+    return _cross_entropy(hidden_MD, head_VD, targets_M, weights_M, cut, z_loss, label_smoothing)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -52,7 +81,7 @@ def _cross_entropy(
     head_VD: Array,
     targets_M: Array,
     weights_M: Array,
-    chunk: int,
+    cut: _Cut,
     z_loss: float,
     label_smoothing: float,
 ) -> LossSums:
@@ -60,7 +89,7 @@ def _cross_entropy(
         new, _ = _chunk_loss(piece, head_VD, z_loss, label_smoothing)
         return LossSums(*map(jnp.add, sums, new)), None
 
-    pieces = _in_chunks(chunk, hidden_MD, targets_M, weights_M)
+    pieces = tuple(map(cut.into_chunks, (hidden_MD, targets_M, weights_M)))
     sums, _ = jax.lax.scan(body, _zero(), pieces)
     return sums
 
@@ -70,7 +99,7 @@ def _forward(
     head_VD: Array,
     targets_M: Array,
     weights_M: Array,
-    chunk: int,
+    cut: _Cut,
     z_loss: float,
     label_smoothing: float,
 ) -> tuple[LossSums, tuple[Array, Array]]:
@@ -87,21 +116,20 @@ def _forward(
         )
         return (LossSums(*map(jnp.add, sums, new)), d_head_VD), d_hidden_CD
 
-    pieces = _in_chunks(chunk, hidden_MD, targets_M, weights_M)
+    pieces = tuple(map(cut.into_chunks, (hidden_MD, targets_M, weights_M)))
     start = (_zero(), jnp.zeros(head_VD.shape, jnp.float32))
     (sums, d_head_VD), d_hidden = jax.lax.scan(body, start, pieces)
-    d_hidden_MD = d_hidden.reshape(-1, hidden_MD.shape[1])[: len(hidden_MD)]
-    return sums, (d_hidden_MD, d_head_VD.astype(head_VD.dtype))
+    return sums, (cut.from_chunks(d_hidden), d_head_VD.astype(head_VD.dtype))
 
 
 def _backward(
-    chunk: int,
+    cut: _Cut,
     z_loss: float,
     label_smoothing: float,
     gradients: tuple[Array, Array],
     cotangent: LossSums,
 ) -> tuple[Array, Array, None, None]:
-    del chunk, z_loss, label_smoothing
+    del cut, z_loss, label_smoothing
     d_hidden_MD, d_head_VD = gradients
     scale = cotangent.objective
     return (
@@ -141,15 +169,6 @@ def _chunk_loss(
     d_logits_CV = (d_logits_CV * weights_C[:, None]).astype(hidden_CD.dtype)
     sums = LossSums(jnp.sum(objective_C * weights_C), jnp.sum(nll_C * weights_C))
     return sums, d_logits_CV
-
-
-def _in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
-    """Split the first axis into [n, chunk]; the last chunk is filled up with zeros (weight 0)."""
-    size = len(arrays[0])
-    chunk = min(chunk, size)
-    fill = -size % chunk
-    padded = [jnp.pad(a, [(0, fill)] + [(0, 0)] * (a.ndim - 1)) for a in arrays]
-    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in padded)
 
 
 def _zero() -> LossSums:

@@ -20,10 +20,13 @@ class NextToken:
     """Sum over the tokens of `loss_mask` of the negative log-likelihood."""
 
     loss_chunk: int
+    """Tokens of each device whose logits exist at the same time."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     noise_alpha: float = 0.0
     """Strength of the noise that NEFTune adds to embeddings while training."""
+    row_shards: int = 1
+    """Parts that the rows of a batch are in, each on devices of its own."""
 
     def __call__(self, model: Any, batch: Batch, dropout_keys_B: Key[Array, " B"] | None) -> Sums:
         """Sums over the rows of `batch`. Without dropout keys the objective is the plain loss."""
@@ -46,6 +49,7 @@ class NextToken:
             batch["targets"].ravel(),
             weights_M,
             chunk=self.loss_chunk,
+            shards=self.row_shards,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
         )

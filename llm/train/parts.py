@@ -51,7 +51,7 @@ class Parts:
             model=self.model,
             remat=hardware.remat,
             attention=hardware.attention,
-            objective=trainer.objective(hardware.loss_chunk),
+            objective=trainer.objective(hardware.loss_chunk, hardware.row_shards),
             optimizer=self.factory.optimizer,
             schedule=trainer.schedule.build(trainer.optimizer.lr, trainer.steps),
             seed=self.experiment.seed,

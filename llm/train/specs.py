@@ -261,8 +261,13 @@ class TrainerSpec(Spec, abc.ABC):
             )
 
     @abc.abstractmethod
-    def objective(self, loss_chunk: int) -> Objective:
-        """The loss; logits exist for `loss_chunk` tokens at a time."""
+    def objective(self, loss_chunk: int, row_shards: int = 1) -> Objective:
+        """The loss.
+
+        Args:
+            loss_chunk: tokens of each device whose logits exist at the same time.
+            row_shards: parts that the rows of a batch are in, each on devices of its own.
+        """
 
     def mover(self) -> Callable[[Any, Any, Any], Any] | None:
         """How the reference follows the trained weights, see `Stepper.move_reference`."""
@@ -328,10 +333,10 @@ class PretrainSpec(TrainerSpec):
     z_loss: float = knob(0.0, "weight of the squared log-partition (PaLM uses 1e-4)", ge=0)
     label_smoothing: float = knob(0.0, "share of the target spread evenly", ge=0, lt=1)
 
-    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
+    def objective(self, loss_chunk: int, row_shards: int = 1) -> Objective:  # noqa: D102
         from llm.train.next_token import NextToken
 
-        return NextToken(loss_chunk, self.z_loss, self.label_smoothing)
+        return NextToken(loss_chunk, self.z_loss, self.label_smoothing, row_shards=row_shards)
 
     def build(self, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]) -> Trainer:  # noqa: D102
         from llm.train.supervised import Supervised
@@ -376,11 +381,14 @@ class SFTSpec(TrainerSpec):
         template = CHATML if own is None else own
         return ChatSettings(template, loss_on=self.loss_on, too_long=self.too_long)
 
-    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
+    def objective(self, loss_chunk: int, row_shards: int = 1) -> Objective:  # noqa: D102
         from llm.train.next_token import NextToken
 
         return NextToken(
-            loss_chunk, label_smoothing=self.label_smoothing, noise_alpha=self.neftune_alpha
+            loss_chunk,
+            label_smoothing=self.label_smoothing,
+            noise_alpha=self.neftune_alpha,
+            row_shards=row_shards,
         )
 
     def build(self, experiment: ExperimentSpec, origin: Origin, share: tuple[int, int]) -> Trainer:  # noqa: D102

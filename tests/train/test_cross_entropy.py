@@ -1,11 +1,16 @@
 """The chunked cross-entropy against the plain one, value and gradient."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm.core.mesh import make_mesh, replicated, rows_sharding
 from llm.train.cross_entropy import cross_entropy
+from llm.train.log_probs import token_scores
 
 M, D, V = 37, 12, 91
 
@@ -117,3 +122,53 @@ def test_all_logits_never_exist() -> None:
     shapes = shapes_in(jax.make_jaxpr(jax.value_and_grad(ours, (0, 1)))(hidden, head).jaxpr)
     assert (8, V) in shapes  # the walk sees a chunk's logits ...
     assert not [s for s in shapes if V in s and np.prod(s) > max(8 * V, V * D)]  # ... and no more
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_tokens_in_shards_count_as_others_do(chunk: int) -> None:
+    hidden, head, targets, weights = (x[:36] for x in inputs())
+
+    def loss(hidden, shards):
+        sums = cross_entropy(hidden, head, targets, weights, chunk=chunk, shards=shards)
+        return sums.objective
+
+    alone, gradient = jax.value_and_grad(loss)(hidden, 1)
+    for shards in (2, 4):
+        value, its_gradient = jax.value_and_grad(loss)(hidden, shards)
+        np.testing.assert_allclose(value, alone, rtol=1e-6)
+        np.testing.assert_allclose(its_gradient, gradient, rtol=1e-5, atol=1e-5)
+
+
+def _logits_of(program: jax.stages.Compiled, vocab: int) -> set[int]:
+    """Numbers of tokens whose logits a device holds in one array."""
+    shapes = re.findall(rf"f32\[([\d,]+),{vocab}\]", program.as_text())
+    return {math.prod(map(int, shape.split(","))) for shape in shapes}
+
+
+def test_each_device_works_out_logits_of_its_own_tokens() -> None:
+    mesh = make_mesh(jax.devices(), 4, 2)
+    rows, T, chunk = 16, 8, 4
+    sharding = rows_sharding(mesh)
+
+    def placed(shape, dtype=jnp.float32, sharding=sharding):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    head = placed((V, D), sharding=replicated(mesh))
+
+    def next_token(hidden_BTD, head_VD, targets_BT):
+        return cross_entropy(
+            hidden_BTD.reshape(-1, D), head_VD, targets_BT.ravel(), jnp.ones(rows * T),
+            chunk=chunk, shards=8,
+        ).objective  # fmt: skip
+
+    def policy(hidden_BTD, head_VD, targets_BT):
+        places = jnp.broadcast_to(jnp.arange(T), (rows, T))
+        counts = jnp.full(rows, T)
+        scores = token_scores(hidden_BTD, head_VD, places, targets_BT, counts, chunk=8 * chunk)
+        return scores.log_probs.sum()
+
+    for loss in (next_token, policy):
+        gradient = jax.jit(jax.grad(loss, (0, 1)))
+        program = gradient.lower(placed((rows, T, D)), head, placed((rows, T), jnp.int32)).compile()
+        found = _logits_of(program, V)
+        assert chunk in found and max(found) == chunk, found

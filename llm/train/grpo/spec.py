@@ -160,11 +160,11 @@ class GRPOSpec(TrainerSpec):
 
         Rewards(self.rewards, self.reward_weights, self.reward_timeout).close()
 
-    def objective(self, loss_chunk: int) -> Objective:  # noqa: D102
+    def objective(self, loss_chunk: int, row_shards: int = 1) -> Objective:  # noqa: D102
         from llm.train.grpo.policy_gradient import PolicyGradient
 
         return PolicyGradient(
-            loss_chunk=loss_chunk,
+            loss_chunk=loss_chunk * row_shards,
             loss=self.loss,
             temperature=self.temperature,
             clip_low=self.clip_low,
