@@ -4,6 +4,14 @@ import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("LERNAEAN_TEST_PLATFORM", "cpu")
 os.environ["WANDB_MODE"] = "offline"
+# Tests compile much and compute little: by the emitters that are quick, as one module.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
 
 from pathlib import Path
 
@@ -11,7 +19,6 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests compile much and compute little.
 jax.config.update("jax_disable_most_optimizations", True)
 
 

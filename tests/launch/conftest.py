@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -88,11 +87,3 @@ def tiny_words(tiny: Path) -> list[str]:
         f"hardware.compilation_cache={tiny / 'xla'}",
         "tracker.mode=disabled",
     ]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def hurried_compiler() -> Iterator[None]:
-    """Nothing here runs long; compiling is most of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
