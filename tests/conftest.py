@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
+# Runs of a worker and the programs that it starts share their compiled programs; not each add.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from pathlib import Path
 

@@ -19,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as the rest of a tiny run."""
+    monkeypatch.setattr("llm.report.report.draw_curves", lambda *_: False)
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Runs launch/main.py (or another script) with some words, in an empty folder."""

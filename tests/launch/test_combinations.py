@@ -15,7 +15,6 @@ from launch_words import GROUPS
 from loguru import logger
 
 from llm.models.parameter import parameters
-from llm.report.run_report import RunReport
 from llm.train.run import run
 
 # d_model=16 divides into the heads of most; the others need fewer.
@@ -27,12 +26,6 @@ SHRINK = {
     "llama3_1b": ["model.n_heads=4", "model.n_kv_heads=1", "model.d_mlp=32"],
     "llama3_8b": ["model.n_heads=4", "model.n_kv_heads=1", "model.d_mlp=32"],
 }
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes as long as the rest of a tiny run."""
-    monkeypatch.setattr(RunReport, "_write_report", lambda self: None)
 
 
 def took_two_steps(experiment, folder: Path) -> dict:
