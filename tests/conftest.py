@@ -4,15 +4,34 @@ import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("LERNAEAN_TEST_PLATFORM", "cpu")
 os.environ["WANDB_MODE"] = "offline"
+# Tests compile much and compute little: by the emitters that are quick, as one module.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
+# Workers share the processors: several threads of torch in each only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs of a worker and the programs that it starts share their compiled programs; not each add.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import gc
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests compile much and compute little.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_old_to_collect() -> None:
+    """Libraries and compiled programs are a million objects that no collection need look at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,9 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     }
 }
 
+# Seconds that a program took to compile, from which on it is kept: JAX's variable and setting.
+_MIN_COMPILE_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
 # What a profile says about its own device and no other.
 _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "device_kind": "",
@@ -174,7 +177,8 @@ def claim(spec: HardwareSpec) -> Machine:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if _MIN_COMPILE_TIME not in os.environ:
+            jax.config.update(_MIN_COMPILE_TIME.lower(), 0.5)
     mesh = make_mesh(devices[: spec.devices], spec.data_parallel, spec.fsdp, spec.tensor)
     return Machine(spec, mesh, " ".join(notes) or None)
 

@@ -177,13 +177,12 @@ class Loop:
             self.saved = step
 
     def _rescue(self, error: Exception, state: TrainState, cursor: dict[str, Any] | None) -> None:
-        """After a crash outside the step the state is still whole: keep it."""
+        """Keep what is whole: checkpoints under way, and the state of a crash outside the step."""
         lost = any(x.is_deleted() for x in jax.tree.leaves(state))
-        if isinstance(error, DivergedError) or lost or cursor is None:
-            return
         try:
-            self._save(int(state.step), state, cursor)
+            if not (isinstance(error, DivergedError) or lost or cursor is None):
+                self._save(int(state.step), state, cursor)
+                logger.info("A checkpoint at step {} before giving up.", int(state.step))
             self.checkpoints.wait()
-            logger.info("Saved a checkpoint at step {} before giving up.", int(state.step))
         except Exception as second:
             logger.warning("No checkpoint could be saved: {!r}", second)

@@ -55,7 +55,6 @@ def by_transformers(folder: Path, name: str = "x.gguf") -> Any:
     from transformers.initialization import no_init_weights
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    torch.set_num_threads(1)  # several of ours and several of theirs wait for each other
     with (
         mock.patch("gguf.GGUFReader", functools.cache(gguf.GGUFReader)),  # slow, and called again
         mock.patch("gguf.get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +17,12 @@ from llm.train.experiment import ExperimentSpec
 ROOT = Path(__file__).parents[2]
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as the rest of a tiny run."""
+    monkeypatch.setattr("llm.report.report.draw_curves", lambda *_: False)
 
 
 @pytest.fixture
@@ -88,11 +93,3 @@ def tiny_words(tiny: Path) -> list[str]:
         f"hardware.compilation_cache={tiny / 'xla'}",
         "tracker.mode=disabled",
     ]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def hurried_compiler() -> Iterator[None]:
-    """Nothing here runs long; compiling is most of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,5 +1,7 @@
 """A model compared with itself: cached, packed, padded, rematerialised, sharded by row."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +26,26 @@ each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 each_batch = pytest.mark.parametrize("B", [1, 3, H, H + 1])
 
 
-def make(spec):
+@cache
+def weights(spec):
     params = parameters(spec.build(jax.random.key(1)))
     # Larger than the initial weights, so that attention is far from uniform.
-    params = jax.tree.map(lambda p: p * 6 if p.ndim > 1 else p, params)
-    return params, bind(spec, params)
+    return jax.tree.map(lambda p: p * 6 if p.ndim > 1 else p, params)
+
+
+@partial(jax.jit, static_argnums=0)
+def compiled(spec, params, tokens, cache=None, **inputs):
+    """One program for each spec and shape, whatever test it is in."""
+    return bind(spec, params)(tokens, cache=cache, **inputs)
+
+
+def make(spec):
+    params = weights(spec)
+    return params, partial(compiled, spec, params)
 
 
 def tokens(B: int, T: int, seed: int = 0):
-    return jax.random.randint(jax.random.key(seed), (B, T), 0, 61)
+    return np.random.default_rng(seed).integers(0, 61, (B, T), dtype=np.int32)
 
 
 @each_spec
@@ -44,41 +57,41 @@ def test_ragged_cached_equals_uncached(spec, B: int) -> None:
     rows = tokens(B, int(lengths.max()) + new)
     # Prefill with right padding, then decode token by token, each row at its own length.
     prompt = rows[:, : lengths.max()]
-    real = (jnp.arange(prompt.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    real = (np.arange(prompt.shape[1]) < lengths[:, None]).astype(np.int32)
     cache = KVCache.create(spec, B, 40)
-    hidden, cache = model(prompt, segment_ids_BT=real, cache=cache)
-    got = [hidden[b, : lengths[b]] for b in range(B)]
+    hidden, cache = model(prompt, cache, segment_ids_BT=real)
+    got = [np.asarray(hidden)[b, : lengths[b]] for b in range(B)]
     for i in range(new):
-        step = rows[jnp.arange(B), lengths + i][:, None]
-        hidden, cache = model(step, cache=cache)
-        got = [jnp.concatenate([g, hidden[b]]) for b, g in enumerate(got)]
+        step = rows[np.arange(B), lengths + i][:, None]
+        hidden, cache = model(step, cache)
+        got = [np.concatenate([g, np.asarray(hidden)[b]]) for b, g in enumerate(got)]
     np.testing.assert_array_equal(cache.lengths_B, lengths + new)
+    want = np.asarray(model(rows)[0])
     for b in range(B):
-        want, _ = model(rows[b : b + 1, : lengths[b] + new])
-        np.testing.assert_allclose(got[b], want[0], atol=2e-5, rtol=1e-4)
+        np.testing.assert_allclose(got[b], want[b, : lengths[b] + new], atol=2e-5, rtol=1e-4)
 
 
 @each_spec
 def test_rows_that_are_done_do_not_move(spec) -> None:
     _, model = make(spec)
     rows = tokens(3, 9)
-    _, cache = model(rows, cache=KVCache.create(spec, 3, 20))
-    active = jnp.array([1, 0, 1], jnp.int32)[:, None]
-    _, after = model(tokens(3, 1, seed=5), segment_ids_BT=active, cache=cache)
+    _, cache = model(rows, KVCache.create(spec, 3, 20))
+    active = np.array([1, 0, 1], np.int32)[:, None]
+    _, after = model(tokens(3, 1, seed=5), cache, segment_ids_BT=active)
     np.testing.assert_array_equal(after.lengths_B, [10, 9, 10])
     for before_k, after_k in zip(cache.keys, after.keys, strict=True):
-        np.testing.assert_array_equal(before_k[1], after_k[1])
+        np.testing.assert_array_equal(np.asarray(before_k)[1], np.asarray(after_k)[1])
 
 
 @each_spec
 def test_packed_equals_alone(spec) -> None:
     _, model = make(spec)
     a, b, c = tokens(1, 7), tokens(1, 1, seed=1), tokens(1, 12, seed=2)
-    row = jnp.concatenate([a, b, c, jnp.zeros((1, 4), jnp.int32)], axis=1)
-    segments = jnp.array([[1] * 7 + [2] + [3] * 12 + [0] * 4], jnp.int32)
-    positions = jnp.array([[*range(7), 0, *range(12), *range(4)]], jnp.int32)
-    packed, _ = model(row, segment_ids_BT=segments, positions_BT=positions)
-    alone = jnp.concatenate([model(x)[0] for x in (a, b, c)], axis=1)
+    row = np.concatenate([a, b, c, np.zeros((1, 4), np.int32)], axis=1)
+    segments = np.array([[1] * 7 + [2] + [3] * 12 + [0] * 4], np.int32)
+    positions = np.array([[*range(7), 0, *range(12), *range(4)]], np.int32)
+    packed = np.asarray(model(row, segment_ids_BT=segments, positions_BT=positions)[0])
+    alone = np.concatenate([model(x)[0] for x in (a, b, c)], axis=1)
     np.testing.assert_allclose(packed[:, :20], alone, atol=1e-5, rtol=1e-4)
     assert np.isfinite(packed).all()
 
@@ -89,9 +102,9 @@ def test_padding_changes_nothing(spec, B: int) -> None:
     _, model = make(spec)
     lengths = np.arange(B) * 5 % 17 + 1
     rows = tokens(B, 24)
-    segments = (jnp.arange(24) < lengths[:, None]).astype(jnp.int32)
-    padded, _ = model(rows, segment_ids_BT=segments)
-    other, _ = model(jnp.where(segments > 0, rows, 7), segment_ids_BT=segments)
+    segments = (np.arange(24) < lengths[:, None]).astype(np.int32)
+    padded = np.asarray(model(rows, segment_ids_BT=segments)[0])
+    other = np.asarray(model(np.where(segments > 0, rows, 7), segment_ids_BT=segments)[0])
     for b in range(B):
         want, _ = model(rows[b : b + 1, : lengths[b]])
         np.testing.assert_allclose(padded[b, : lengths[b]], want[0], atol=1e-5, rtol=1e-4)
@@ -102,30 +115,32 @@ def test_padding_changes_nothing(spec, B: int) -> None:
 def test_the_future_is_not_seen(spec) -> None:
     _, model = make(spec)
     row = tokens(1, 20)
-    changed = row.at[0, 13].set((row[0, 13] + 1) % 61)
-    before, after = model(row)[0], model(changed)[0]
+    changed = row.copy()
+    changed[0, 13] = (row[0, 13] + 1) % 61
+    before, after = (np.asarray(model(x)[0]) for x in (row, changed))
     np.testing.assert_array_equal(before[:, :13], after[:, :13])
     assert np.abs(before[:, 13:] - after[:, 13:]).max() > 1e-3
 
 
 @each_spec
 def test_cache_overflow_is_an_error_and_writes_nothing(spec) -> None:
-    params, model = make(spec)
-    _, cache = model(tokens(2, 6), cache=KVCache.create(spec, 2, 8))
-    with pytest.raises(ValueError, match=r"overflow in rows \[0, 1\]"):
-        model(tokens(2, 3, seed=3), cache=cache)
-
-    @jax.jit
-    def decode(params, cache, active):
-        return bind(spec, params)(tokens(2, 3, seed=3), segment_ids_BT=active, cache=cache)
-
+    _, model = make(spec)
+    _, cache = model(tokens(2, 6), KVCache.create(spec, 2, 8))
     # Row 0 overflows, row 1 does not: only row 0 becomes NaN, and its old entries stay.
-    active = jnp.array([[1, 1, 1], [1, 1, 0]], jnp.int32)
-    hidden, after = decode(params, cache, active)
+    active = np.array([[1, 1, 1], [1, 1, 0]], np.int32)
+    hidden, after = model(tokens(2, 3, seed=3), cache, segment_ids_BT=active)
     assert np.isnan(hidden[0]).all() and np.isfinite(hidden[1]).all()
-    np.testing.assert_array_equal(cache.keys[0][0, :, :6], after.keys[0][0, :, :6])
+    before_k, after_k = (np.asarray(x.keys[0])[0, :, :6] for x in (cache, after))
+    np.testing.assert_array_equal(before_k, after_k)
     with pytest.raises(ValueError, match=r"rows \[0\]"):
         after.check()
+
+
+def test_cache_overflow_is_said_at_once_where_nothing_is_compiled() -> None:
+    params, model = make(SPECS["llama"])
+    _, cache = model(tokens(2, 6), KVCache.create(SPECS["llama"], 2, 8))
+    with pytest.raises(ValueError, match=r"overflow in rows \[0, 1\]"):
+        bind(SPECS["llama"], params)(jnp.asarray(tokens(2, 3, seed=3)), cache=cache)
 
 
 def test_too_long_is_refused() -> None:
@@ -143,23 +158,24 @@ def test_too_long_is_refused() -> None:
 @each_spec
 @pytest.mark.parametrize("remat", ["block", "dots"])
 def test_rematerialisation_changes_no_gradient(spec, remat: str) -> None:
-    params, _ = make(spec)
+    params = weights(spec)
 
-    def gradient(policy: str):
-        return jax.grad(lambda p: jnp.square(bind(spec, p, remat=policy)(tokens(2, 9))[0]).sum())
+    @partial(jax.jit, static_argnums=0)
+    def gradient(policy: str, params, rows):
+        return jax.grad(lambda p: jnp.square(bind(spec, p, remat=policy)(rows)[0]).sum())(params)
 
-    plain, again = jax.jit(gradient("none"))(params), jax.jit(gradient(remat))(params)
+    plain, again = (gradient(policy, params, tokens(2, 9)) for policy in ("none", remat))
     for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4)
 
 
 def test_remat_keeps_less_for_the_backward_pass() -> None:
     spec = SPECS["llama"].replace(n_layers=8)
-    params, _ = make(spec)
+    params, rows = weights(spec), jnp.asarray(tokens(8, 48))
 
     def kept(policy: str) -> int:
         def loss(p):
-            return jnp.square(bind(spec, p, remat=policy)(tokens(8, 48))[0]).sum()
+            return jnp.square(bind(spec, p, remat=policy)(rows)[0]).sum()
 
         pullback = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
         return sum(x.size for x in jax.tree.leaves(pullback))
@@ -173,7 +189,7 @@ def test_dropout_is_off_without_keys_and_of_each_row_alone() -> None:
     params, model = make(spec)
     rows = tokens(4, 12)
     quiet, _ = model(rows)
-    np.testing.assert_array_equal(quiet, bind(spec.replace(dropout=0.0), params)(rows)[0])
+    np.testing.assert_array_equal(quiet, compiled(spec.replace(dropout=0.0), params, rows)[0])
     keys = jax.random.split(jax.random.key(3), 4)
     noisy, _ = model(rows, dropout_keys_B=keys)
     assert np.abs(noisy - quiet).max() > 0.1
@@ -217,11 +233,15 @@ def test_matmul_parameters_and_flops(spec) -> None:
 
 @each_spec
 def test_bf16_is_close_to_fp32(spec) -> None:
-    params, model = make(spec)
-    rows = tokens(2, 20)
-    exact = model.logits(model(rows)[0])
-    coarse_model = bind(spec, params, compute_dtype="bfloat16")
-    hidden, _ = coarse_model(rows)
-    coarse = coarse_model.logits(hidden)
+    params, rows = weights(spec), tokens(2, 20)
+
+    @partial(jax.jit, static_argnums=0)
+    def in_type(compute_dtype: str, params, rows):
+        model = bind(spec, params, compute_dtype=compute_dtype)
+        hidden, _ = model(rows)
+        return hidden, model.logits(hidden)
+
+    _, exact = in_type("float32", params, rows)
+    hidden, coarse = in_type("bfloat16", params, rows)
     assert hidden.dtype == jnp.bfloat16 and coarse.dtype == jnp.float32
     assert np.abs(coarse - exact).mean() < 0.05 * np.abs(exact).mean()

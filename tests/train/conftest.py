@@ -1,5 +1,6 @@
 """A tiny experiment on a tiny corpus: a run takes seconds."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,25 @@ from llm.data.specs import PackedSpec, PaddedSpec, TokenizerSpec
 from llm.models.specs import GPTSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
+from llm.train.run import run
 from llm.train.specs import AdamWSpec, PretrainSpec, WarmupCosineSpec
 
 
-@pytest.fixture
-def experiment(tiny: Path):
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as the rest of a tiny run."""
+    monkeypatch.setattr("llm.report.report.draw_curves", lambda *_: False)
+
+
+@pytest.fixture(scope="session")
+def finished(experiment: Callable[..., ExperimentSpec], tiny: Path) -> Path:
+    """The folder of a finished run of `experiment()`, to read and to copy, curves and all."""
+    run(experiment(), tiny / "finished")
+    return tiny / "finished"
+
+
+@pytest.fixture(scope="session")
+def experiment(tiny: Path) -> Callable[..., ExperimentSpec]:
     """Builds the spec; keywords replace parts of it."""
 
     def build(padded: bool = False, **changes) -> ExperimentSpec:

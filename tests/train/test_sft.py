@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loguru import logger
-from run_folders import assert_same_run, events, result, weights
+from run_folders import assert_same_run, events, result
 
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError
@@ -143,10 +143,7 @@ def test_resumed_equals_unbroken(sft, tmp_path: Path, padded: bool) -> None:
     half = experiment.trainer.replace(steps=4)
     run(experiment.replace(trainer=half), tmp_path / "broken")
     run(experiment.replace(resume="true"), tmp_path / "broken")
-    ours, theirs = events(tmp_path / "broken"), events(tmp_path / "unbroken")
-    assert ours == theirs
-    for a, b in zip(weights(tmp_path / "broken"), weights(tmp_path / "unbroken"), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
 
 
 def test_answers_held_out_questions(sft, tmp_path: Path) -> None:
@@ -330,9 +327,3 @@ def test_noise_only_while_training() -> None:
     cache = KVCache.create(spec, 2, 16)
     with pytest.raises(ValueError, match="embedding_noise_BTD: for whole rows"):
         model(tokens, cache=cache, embedding_noise_BTD=jnp.zeros((2, 16, 16)))
-
-
-def test_same_run_twice(sft, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        run(sft(trainer={"neftune_alpha": 5.0}), tmp_path / name)
-    assert_same_run(tmp_path / "one", tmp_path / "two")

@@ -17,7 +17,7 @@ from llm.data.specs import PackedSpec
 from llm.generate.engine import Engine
 from llm.hub.checkpoints import Checkpoints, checkpoint_folder
 from llm.train.compiled import Compiled
-from llm.train.experiment import SamplesSpec
+from llm.train.experiment import ExperimentSpec, SamplesSpec
 from llm.train.run import run
 from llm.train.stopping import StopRequestedError, StopSignal
 
@@ -37,6 +37,19 @@ def signal_in(monkeypatch, owner, name: str, number: int, call: int = 1) -> None
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@pytest.fixture(scope="module")
+def spec(experiment) -> ExperimentSpec:
+    samples = SamplesSpec(every=4, max_new_tokens=4, prompts=["x"])
+    return experiment(trainer={"steps": 8}, samples=samples)
+
+
+@pytest.fixture(scope="module")
+def unbroken(spec: ExperimentSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    run(spec, folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("moment", "owner", "name", "call", "step"),
     [
@@ -49,12 +62,8 @@ def signal_in(monkeypatch, owner, name: str, number: int, call: int = 1) -> None
     ],
 )
 def test_a_stop_at_any_moment_saves_and_resumes(
-    moment, owner, name, call, step, experiment, tmp_path: Path, monkeypatch
+    moment, owner, name, call, step, spec, unbroken: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    spec = experiment(
-        trainer={"steps": 8}, samples=SamplesSpec(every=4, max_new_tokens=4, prompts=["x"])
-    )
-    run(spec, tmp_path / "unbroken")
     signal_in(monkeypatch, owner, name, signal.SIGTERM, call)
     outcome = run(spec, tmp_path / "broken")
     assert outcome.status == "stopped", moment
@@ -63,7 +72,7 @@ def test_a_stop_at_any_moment_saves_and_resumes(
     assert saved == outcome.step and step <= saved <= step + 1
     monkeypatch.undo()
     run(spec.replace(resume="true"), tmp_path / "broken")
-    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+    assert_same_run(unbroken, tmp_path / "broken")
 
 
 def test_a_long_compilation_is_left_behind() -> None:
@@ -100,7 +109,8 @@ def command(tiny: Path, folder: Path) -> list[str]:
         "resume=true", f"hydra.run.dir={folder}", "debug=fast", "tracker.mode=disabled",
         "data.source=text", f"data.path={tiny / 'corpus'}", f"data.cache_dir={tiny / 'cache'}",
         "data.tokenizer.vocab_size=300", "data.seq_len=32", "data.eval_fraction=0.1",
-        "trainer.steps=600", "eval.every=100", "checkpoint.every=50", "samples.every=300",
+        f"trainer.steps={max(300, 30 * KILLS)}", "eval.every=100", "checkpoint.every=50",
+        "samples.every=150",
         f"hardware.compilation_cache={tiny / 'xla'}", "hardware.peak_tflops=0.1",
         "hardware.micro_batch=2", "data.workers=1",
     ]  # fmt: skip
