@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from loguru import logger
 
+from llm.core.hosts import several
 from llm.hub.checkpoints import Checkpoints
 from llm.report.ledger import Ledger
 from llm.report.run_report import RunReport
@@ -178,6 +179,8 @@ class Loop:
 
     def _rescue(self, error: Exception, state: TrainState, cursor: dict[str, Any] | None) -> None:
         """Keep what is whole: checkpoints under way, and the state of a crash outside the step."""
+        if several():  # saving takes all processes, and this may be the only one that failed
+            return
         lost = any(x.is_deleted() for x in jax.tree.leaves(state))
         try:
             if not (isinstance(error, DivergedError) or lost or cursor is None):
