@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from launch.help import explained_keys, option_groups
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
-from llm.data.specs import DocumentsSpec, PackedSpec, PaddedSpec
+from llm.data.specs import DataSpec, DocumentsSpec, PackedSpec, PaddedSpec
 from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
@@ -41,6 +41,7 @@ from llm.train.specs import (
     WarmupCosineSpec,
     WarmupStableDecaySpec,
 )
+from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
 S = TypeVar("S", bound=Spec)
 
@@ -54,6 +55,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "generate": GenerateSpec,
         "chat": ChatSpec,
         "export": ExportSpec,
+        "tokenizer": TokenizerTrainingSpec,
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
@@ -238,6 +240,17 @@ class RefuseWords(Callback):
             refuse(error)
 
 
+class RefuseTokenizer(Callback):
+    """Checks the words of launch/tokenizer.py before Hydra creates its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing the configuration and making the folder."""
+        try:
+            _check_sources(spec_from_config(config, TokenizerTrainingSpec).data)
+        except RefusedError as error:
+            refuse(error)
+
+
 new_folders: set[Path] = set()
 """Folders of runs that were not there before Hydra made them, in this process."""
 
@@ -263,11 +276,8 @@ class RefuseEarly(Callback):
 
 def _check_what_is_there(experiment: ExperimentSpec) -> None:
     """What specs alone cannot tell: are files and device there, is the optimizer known to optax?"""
-    for source in experiment.data.sources:
-        try:
-            _check_source(source)
-        except RefusedError as error:
-            raise RefusedError(f"data.{error}") from None
+    _check_sources(experiment.data)
+    _check_tokenizer(experiment)
     try:
         experiment.trainer.check_available()
     except RefusedError as error:
@@ -286,6 +296,32 @@ def _check_what_is_there(experiment: ExperimentSpec) -> None:
         from llm.core.machine import claim
 
         claim(experiment.hardware)
+
+
+def _check_tokenizer(experiment: ExperimentSpec) -> None:
+    """A tokenizer that lies on this machine must be readable, and the model have room for it."""
+    path, model = experiment.data.tokenizer.path, experiment.model
+    if path is None or path.startswith("hf:"):
+        return
+    from llm.data.tokenizer import Tokenizer
+
+    try:
+        size = Tokenizer.load(path, experiment.data.tokenizer.separator).vocab_size
+    except RefusedError as error:
+        raise RefusedError(f"data.tokenizer.{error}") from None
+    if model.vocab_size is not None and model.vocab_size < size:
+        raise RefusedError(
+            f"model.vocab_size={model.vocab_size}: data.tokenizer.path={path} has {size} tokens; "
+            "set it to null to take the tokenizer's"
+        )
+
+
+def _check_sources(data: DataSpec) -> None:
+    for source in data.sources:
+        try:
+            _check_source(source)
+        except RefusedError as error:
+            raise RefusedError(f"data.{error}") from None
 
 
 def _check_source(source: DocumentsSpec) -> None:

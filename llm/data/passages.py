@@ -1,4 +1,4 @@
-"""Text to train a tokenizer on: passages of weighted sources, one after the other, never all at once.
+"""Text to train a tokenizer on: passages of weighted sources, one after the other.
 
 What is held out of them is kept aside as it passes by. Memory does not grow with the sources: a
 passage, a document and some MB of held-out text are all that is held.

@@ -3,8 +3,8 @@
 The file is a protocol buffer, ModelProto of sentencepiece_model.proto; what is read of it are its
 pieces, and the settings that change how text is cut. It becomes a tokenizer of the `tokenizers`
 library, which computes the same (tests compare it with SentencePiece itself) but for this: of ways
-to cut that are equally good, such as `))` `)` and `)` `))`, it may take another, and the text after a
-piece that is matched whole (USER_DEFINED) begins with a space if the whole text does.
+to cut that are equally good, such as `))` `)` and `)` `))`, it may take another; and the text after
+a piece that is matched whole (USER_DEFINED) begins with a space if the whole text does.
 """
 
 from __future__ import annotations
