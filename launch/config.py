@@ -245,8 +245,13 @@ class RefuseTokenizer(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the folder."""
+        from llm.hub.sources import check_tokenizer_source
+
         try:
-            _check_sources(spec_from_config(config, TokenizerTrainingSpec).data)
+            spec = spec_from_config(config, TokenizerTrainingSpec)
+            _check_sources(spec.data)
+            for source in spec.compare:
+                check_tokenizer_source(source, "compare")
         except RefusedError as error:
             refuse(error)
 

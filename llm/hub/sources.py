@@ -108,6 +108,16 @@ def open_tokenizer(source: str, key: str) -> Tokenizer:
     return _open(source, key).tokenizer
 
 
+def check_tokenizer_source(source: str, key: str) -> None:
+    """Refuse what cannot be there, without opening or fetching anything.
+
+    Raises:
+        RefusedError: as `check_source`, for what `open_tokenizer` takes.
+    """
+    if not has_tokenizer(Path(source).expanduser()):
+        check_source(source, key)
+
+
 def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     """The folder of the checkpoint of ours that `source` names.
 

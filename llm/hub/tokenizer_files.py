@@ -40,6 +40,20 @@ def write_tokenizer(pretrained: Pretrained, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", names)
 
 
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer alone, for our own runs and for others; tokenizer.json last, each whole."""
+    names = special_names(tokenizer)
+    contents = {
+        "special_tokens_map.json": as_json(names),
+        "tokenizer_config.json": as_json(tokenizer_config(tokenizer, names)),
+        "tokenizer.json": tokenizer.to_hf_json(),
+    }
+    for name, content in contents.items():
+        unfinished = folder / f".{name}.unfinished"
+        unfinished.write_text(content, "utf-8")
+        unfinished.replace(folder / name)
+
+
 def special_names(tokenizer: Tokenizer, end_ids: Sequence[int] = ()) -> dict[str, str]:
     """transformers' names of the special tokens around a text.
 
@@ -76,4 +90,9 @@ def plain_template(template: str) -> str:
 
 def write_json(path: Path, data: Any) -> None:
     """As indented JSON."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(as_json(data), "utf-8")
+
+
+def as_json(data: Any) -> str:
+    """Indented, and with a line's end."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

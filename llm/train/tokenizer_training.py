@@ -19,7 +19,7 @@ from llm.data.sources import open_source
 from llm.data.tokenizer import Tokenizer
 from llm.data.tokenizer_quality import measure
 from llm.hub.sources import open_tokenizer
-from llm.hub.tokenizer_files import special_names, tokenizer_config
+from llm.hub.tokenizer_files import save_tokenizer
 from llm.report.json_files import write_atomic, write_json
 from llm.report.run_files import now, write_run
 from llm.report.tokenizer_report import Measured, draw, excerpt, markdown
@@ -117,14 +117,6 @@ def _shortened(others: Mapping[str, Tokenizer]) -> dict[str, Tokenizer]:
         names[source] if taken.count(names.get(source, "")) == 1 else source: one
         for source, one in others.items()
     }
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write what our own runs, transformers and others read; tokenizer.json last, each whole."""
-    names = special_names(tokenizer)
-    write_json(folder / "special_tokens_map.json", names)
-    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, names))
-    write_atomic(folder / "tokenizer.json", tokenizer.to_hf_json().encode())
 
 
 def _texts(sources: Sequence[Source], held_out: HeldOut) -> dict[str, list[str]]:
