@@ -30,6 +30,7 @@ from llm.models.specs import GPTSpec, LlamaSpec
 from llm.plan.specs import PlanSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
+from llm.train.journey_spec import JourneySpec
 from llm.train.specs import (
     AdamWSpec,
     ConstantSpec,
@@ -56,6 +57,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "chat": ChatSpec,
         "export": ExportSpec,
         "tokenizer": TokenizerTrainingSpec,
+        "journey": JourneySpec,
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},

@@ -6,7 +6,7 @@ an export's certificate.json names the run it was made of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Stage:
     parents: tuple[Path, ...]
     score: str
     seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {**asdict(self), "folder": str(self.folder), "parents": list(map(str, self.parents))}
 
 
 def tokenizer_run(path: str | None) -> str | None:

@@ -42,7 +42,7 @@ def train_tokenizer(
     Raises:
         RefusedError: something cannot work; result.json says so too.
     """
-    if (folder / "run.json").exists() or (folder / "tokenizer.json").exists():
+    if (folder / "run.json").exists():
         raise RefusedError(f"{folder}: holds a run already; choose another folder (hydra.run.dir)")
     started = now()
     try:
