@@ -24,7 +24,7 @@ from launch.processes import join_run
 from llm.core.hardware import HardwareSpec
 from llm.core.hosts import said_by_all
 from llm.core.spec import RefusedError, Spec, spec_from_json
-from llm.data.specs import DocumentsSpec, PackedSpec, PaddedSpec
+from llm.data.specs import DataSpec, DocumentsSpec, PackedSpec, PaddedSpec
 from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
@@ -32,6 +32,7 @@ from llm.models.specs import GPTSpec, LlamaSpec
 from llm.plan.specs import PlanSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
+from llm.train.journey_spec import JourneySpec
 from llm.train.specs import (
     AdamWSpec,
     ConstantSpec,
@@ -43,6 +44,7 @@ from llm.train.specs import (
     WarmupCosineSpec,
     WarmupStableDecaySpec,
 )
+from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
 S = TypeVar("S", bound=Spec)
 
@@ -56,6 +58,8 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "generate": GenerateSpec,
         "chat": ChatSpec,
         "export": ExportSpec,
+        "tokenizer": TokenizerTrainingSpec,
+        "journey": JourneySpec,
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
@@ -240,6 +244,22 @@ class RefuseWords(Callback):
             refuse(error)
 
 
+class RefuseTokenizer(Callback):
+    """Checks the words of launch/tokenizer.py before Hydra creates its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing the configuration and making the folder."""
+        from llm.hub.sources import check_tokenizer_source
+
+        try:
+            spec = spec_from_config(config, TokenizerTrainingSpec)
+            _check_sources(spec.data)
+            for source in spec.compare:
+                check_tokenizer_source(source, "compare")
+        except RefusedError as error:
+            refuse(error)
+
+
 new_folders: set[Path] = set()
 """Folders of runs that were not there before Hydra made them, in this process."""
 
@@ -270,11 +290,8 @@ class RefuseEarly(Callback):
 
 def _check_what_is_there(experiment: ExperimentSpec) -> None:
     """What specs alone cannot tell: are files and device there, is the optimizer known to optax?"""
-    for source in experiment.data.sources:
-        try:
-            _check_source(source)
-        except RefusedError as error:
-            raise RefusedError(f"data.{error}") from None
+    _check_sources(experiment.data)
+    _check_tokenizer(experiment)
     try:
         experiment.trainer.check_available()
     except RefusedError as error:
@@ -293,6 +310,32 @@ def _check_what_is_there(experiment: ExperimentSpec) -> None:
         from llm.core.machine import claim
 
         claim(experiment.hardware)
+
+
+def _check_tokenizer(experiment: ExperimentSpec) -> None:
+    """A tokenizer that lies on this machine must be readable, and the model have room for it."""
+    path, model = experiment.data.tokenizer.path, experiment.model
+    if path is None or path.startswith("hf:"):
+        return
+    from llm.data.tokenizer import Tokenizer
+
+    try:
+        size = Tokenizer.load(path, experiment.data.tokenizer.separator).vocab_size
+    except RefusedError as error:
+        raise RefusedError(f"data.tokenizer.{error}") from None
+    if model.vocab_size is not None and model.vocab_size < size:
+        raise RefusedError(
+            f"model.vocab_size={model.vocab_size}: data.tokenizer.path={path} has {size} tokens; "
+            "set it to null to take the tokenizer's"
+        )
+
+
+def _check_sources(data: DataSpec) -> None:
+    for source in data.sources:
+        try:
+            _check_source(source)
+        except RefusedError as error:
+            raise RefusedError(f"data.{error}") from None
 
 
 def _check_source(source: DocumentsSpec) -> None:

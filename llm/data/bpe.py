@@ -1,33 +1,28 @@
 """Training a byte-level BPE tokenizer: any Unicode text goes in and comes back unchanged.
 
-Byte pair encoding (Sennrich et al. 2016) over bytes (Radford et al. 2019). Text is first cut by the
-pattern of Llama 3, itself OpenAI's cl100k: words with their leading space, numbers by three
-digits, punctuation, line ends and indentation, so no merge crosses those borders and other
-programs (GGUF readers among them) know the pattern. There is no normalisation.
+Byte pair encoding (Sennrich et al. 2016) over bytes (Radford et al. 2019). Text is first cut by a
+pattern of `llm.data.patterns`, so that no merge crosses those borders and other programs (GGUF
+readers among them) know the pattern. There is no normalisation.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from loguru import logger
 
-from llm.core.spec import RefusedError
 from llm.data.build_once import build_once
 from llm.data.digests import digest
-from llm.data.source import Skipped, Source
-from llm.data.specs import TokenizerSpec
+from llm.data.passages import Passages
+from llm.data.patterns import cutting_pattern
+from llm.data.source import Source
+from llm.data.specs import BPESpec, TokenizerSpec
 from llm.data.tokenizer import Tokenizer
 
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_FORMAT = 1
+_FORMAT = 2
 _SAMPLE_PER_TOKEN = 2048
-_PASSAGE = 2**14
 
 
 def sample_size(vocab_size: int) -> int:
@@ -39,7 +34,7 @@ def sample_size(vocab_size: int) -> int:
     return _SAMPLE_PER_TOKEN * max(vocab_size, 4096)
 
 
-def train_bpe(passages: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
+def train_bpe(passages: Iterable[str], spec: BPESpec) -> Tokenizer:
     """Train on passages of text; the same passages give the same tokenizer.
 
     Raises:
@@ -48,10 +43,11 @@ def train_bpe(passages: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Inner
 
+    pattern = cutting_pattern(spec.pattern, spec.max_digits)
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -88,14 +84,13 @@ def build_tokenizer(
     if spec.path is not None:
         return Tokenizer.load(spec.path, spec.separator)
     parts = [source.fingerprint() for source in sources]
-    key = digest(_FORMAT, PATTERN, parts, list(weights), spec.to_json())
+    key = digest(_FORMAT, parts, list(weights), spec.to_json())
     folder = cache_dir / "tokenizers" / key
 
     def build(work: Path) -> None:
         logger.info("training a tokenizer of {} tokens", spec.vocab_size)
-        total = sample_size(spec.vocab_size)
-        shares = [int(total * weight / sum(weights)) for weight in weights]
-        tokenizer = train_bpe(_sample_all(sources, shares), spec)
+        characters = spec.characters or sample_size(spec.vocab_size)
+        tokenizer = train_bpe(Passages(sources, weights, characters), spec)
         (work / "tokenizer.json").write_text(tokenizer.to_hf_json(), encoding="utf-8")
         (work / "lernaean.json").write_text(tokenizer.to_json(), encoding="utf-8")
 
@@ -109,34 +104,3 @@ def _is_whole(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _sample_all(sources: Sequence[Source], shares: Sequence[int]) -> Iterator[str]:
-    for source, share in zip(sources, shares, strict=True):
-        empty = True
-        for passage in sample(source, share):
-            empty = False
-            yield passage
-        if empty:
-            raise RefusedError(f"{source.name}: it holds no text")
-
-
-def sample(source: Source, characters: int) -> Iterator[str]:
-    """Passages spread evenly over a source, about so many characters in all, always the same.
-
-    A source whose size is unknown (a stream) gives its beginning instead, since reading it all
-    would mean fetching it twice.
-    """
-    share = min(1.0, characters / max(source.size, 1)) if source.size is not None else 1.0
-    credit, taken = 0.0, 0
-    for document in source.documents(Skipped()):
-        for start in range(0, len(document.text), _PASSAGE):
-            passage = document.text[start : start + _PASSAGE]
-            credit += len(passage) * share
-            if credit < len(passage) and taken:
-                continue
-            credit -= len(passage)
-            taken += len(passage)
-            yield passage
-            if taken >= characters:
-                return

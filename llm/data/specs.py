@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm.core.spec import RefusedError, Spec, knob
+from llm.data import patterns
 
 if TYPE_CHECKING:
     from llm.data.conversations import ChatSettings
@@ -65,14 +66,21 @@ class SourceSpec(DocumentsSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerSpec(Spec):
-    """A tokenizer to load, or (no path) one to train on the source: byte-level BPE."""
+class BPESpec(Spec):
+    """A byte-level BPE tokenizer to train."""
 
-    path: str | None = knob(None, "tokenizer.json, a folder with one, or hf:org/name[@revision]")
-    vocab_size: int = knob(4096, "trained: tokens, special ones included", gt=_BYTES)
-    min_frequency: int = knob(2, "trained: a merge must occur so often in the sample", ge=1)
+    vocab_size: int = knob(4096, "tokens to train, special ones included", gt=_BYTES)
+    min_frequency: int = knob(2, "tokens that are merged must stand together so often", ge=1)
     special_tokens: list[str] = knob(
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "trained: tokens that no text contains"
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "tokens that no text contains"
+    )
+    pattern: str = knob(
+        patterns.LLAMA3,
+        "how text is cut into words, which no token crosses; llama3 is OpenAI's cl100k",
+        choices=patterns.NAMES,
+    )
+    max_digits: int | None = knob(
+        None, "cut numbers after so many digits; null: llama3 after 3, gpt2 never", ge=1
     )
     separator: str | None = knob(None, "the token between documents; by default found by name")
 
@@ -80,8 +88,6 @@ class TokenizerSpec(Spec):
         """Refuse a vocabulary without room, doubled names and a separator that is not there."""
         if len(set(self.special_tokens)) != len(self.special_tokens) or "" in self.special_tokens:
             raise RefusedError(f"special_tokens={list(self.special_tokens)}: empty or doubled name")
-        if self.path is not None:
-            return
         needed = _BYTES + len(self.special_tokens)
         if self.vocab_size < needed:
             raise RefusedError(
@@ -94,6 +100,25 @@ class TokenizerSpec(Spec):
             raise RefusedError(
                 f"separator={self.separator}: not among special_tokens={list(self.special_tokens)}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec(BPESpec):
+    """A tokenizer to load, or (no path) a byte-level BPE to train on the source."""
+
+    path: str | None = knob(
+        None,
+        "tokenizer.json, SentencePiece .model, a folder with one (such as a run's), or "
+        "hf:org/name[@revision]; null: train one",
+    )
+    characters: int | None = knob(
+        None, "train it on about so many, spread evenly; null: 2,048 for each token", ge=1
+    )
+
+    def check(self) -> None:
+        """With a path the rest says nothing."""
+        if self.path is None:
+            super().check()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,11 @@ def _take(spans: Spans, mask: Array) -> Spans:
     return Spans(spans.start[mask], spans.length[mask])
 
 
+def hash_limit(fraction: float) -> int:
+    """Documents with a smaller hash are held out; hashes are uniform on 64 bits."""
+    return min(int(fraction * 2**64), 2**64 - 1)
+
+
 def held_out_documents(hashes: Sequence[Array], fraction: float) -> list[Array]:
     """Which documents of each source are held out; none at all if that is impossible.
 
@@ -70,9 +75,7 @@ def held_out_documents(hashes: Sequence[Array], fraction: float) -> list[Array]:
         hashes: uint64 [D] of each source's documents, see `llm.data.token_cache.hashes_of`.
         fraction: about this share.
     """
-    # The hash is uniform on 64 bits, so the fraction below this limit is held out on average.
-    limit = np.uint64(min(int(fraction * 2**64), 2**64 - 1))
-    held = [values < limit for values in hashes]
+    held = [values < np.uint64(hash_limit(fraction)) for values in hashes]
     for values, mask in zip(hashes, held, strict=True):
         if mask.all():
             released = values.max()

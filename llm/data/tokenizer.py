@@ -42,6 +42,7 @@ _START_NAMES = (
     "<|begin▁of▁sentence|>",
     "[CLS]",
 )
+_FILES = ("tokenizer.json", "tokenizer.model")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Longer texts are encoded in parts: memory stays bounded, and so does the library's time on one
 # "word" of millions of characters. A cut before " x" is where its patterns cut anyway.
@@ -78,24 +79,31 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str, separator: str | None = None) -> Tokenizer:
-        """From a tokenizer.json, a folder with one, or `hf:org/name[@revision]`.
+        """From a tokenizer.json, a SentencePiece .model, a folder with one, or `hf:org/name`.
+
+        Without a separator it is the one that tokenizer_config.json says beside it, the one known
+        by its name, or else the end of a text that tokenizer_config.json says.
 
         Raises:
             RefusedError: there is none, or it cannot be read.
         """
-        from tokenizers import Tokenizer as Inner
-
+        place = _fetch(path) if path.startswith("hf:") else Path(path).expanduser()
+        file = next((place / name for name in _FILES if (place / name).is_file()), place)
+        if not file.is_file():
+            raise RefusedError(f"path={path}: no {' or '.join(_FILES)} there")
+        beside = _json_object(file.with_name("tokenizer_config.json"))
         try:
-            if path.startswith("hf:"):
-                name, _, revision = path.removeprefix("hf:").partition("@")
-                return cls(Inner.from_pretrained(name, revision or "main"), separator)
-            file = Path(path).expanduser()
-            file = file / "tokenizer.json" if file.is_dir() else file
-            if not file.is_file():
-                raise RefusedError(f"path={path}: no tokenizer.json there")
-            return cls(Inner.from_file(str(file)), separator)
-        except RefusedError:
-            raise
+            inner = _read(file)
+            try:
+                return cls(inner, separator or beside.get("separator"))
+            except RefusedError:
+                end = beside.get("eos_token")
+                end = end.get("content") if isinstance(end, dict) else end
+                if separator is not None or not isinstance(end, str) or not end:
+                    raise
+                return cls(inner, end)
+        except RefusedError as error:
+            raise RefusedError(f"path={path}: {error}") from error
         except Exception as error:  # the library raises bare Exception
             raise RefusedError(f"path={path}: not a readable tokenizer: {error}") from error
 
@@ -175,6 +183,14 @@ class Tokenizer:
         return "ByteLevel" in _kinds(json.loads(self._inner.to_str()).get("decoder"))
 
     @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for characters without one; None if there is no such."""
+        model = json.loads(self._inner.to_str())["model"]
+        if isinstance(model.get("unk_id"), int):
+            return int(model["unk_id"])
+        return self._vocab.get(model.get("unk_token") or "")
+
+    @functools.cached_property
     def pieces(self) -> list[bytes | None]:
         """Bytes of each token, by id; b'' for a special token, None for an id without a token."""
         pieces: list[bytes | None] = [None] * self.vocab_size
@@ -224,6 +240,46 @@ class Tokenizer:
             if name in self.special_ids:
                 return self.special_ids[name]
         return self.separator_id
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether it is a file of a tokenizer, or a folder with one."""
+    if path.is_file():
+        return path.suffix in {Path(name).suffix for name in _FILES}
+    return any((path / name).is_file() for name in _FILES)
+
+
+def _read(file: Path) -> Any:
+    """A `tokenizers.Tokenizer` from either kind of file."""
+    from tokenizers import Tokenizer as Inner
+
+    if file.suffix == ".model":
+        from llm.data.sentencepiece_model import read_sentencepiece
+
+        return read_sentencepiece(file)
+    return Inner.from_file(str(file))
+
+
+def _fetch(source: str) -> Path:
+    """The folder in the hub's cache with the files of the tokenizer that `hf:...` names."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.removeprefix("hf:").partition("@")
+    files = [*_FILES, "tokenizer_config.json"]
+    try:
+        return Path(snapshot_download(name, revision=revision or "main", allow_patterns=files))
+    except Exception as error:  # of many kinds: of the hub, of the network, of the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RefusedError(f"path={source}: {reason}") from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty if it is not there or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 class DecodeStream:

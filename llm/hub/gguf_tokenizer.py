@@ -9,7 +9,7 @@ from loguru import logger
 
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
-from llm.hub.bpe_tokenizers import CONTROL, Vocabulary, byte_level, sentencepiece
+from llm.data.vocabulary import CONTROL, Spaces, Vocabulary, byte_level, sentencepiece
 
 # llama.cpp's names for the ways to cut text into words -> ours.
 _CUTS = {
@@ -53,7 +53,7 @@ def read_tokenizer(metadata: dict[str, Any], n_rows: int) -> GGUFTokenizer:
     elif kind == "llama":
         space = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
         bos_id = _bos_id(metadata, vocabulary, default=True)
-        inner = sentencepiece(vocabulary, bos_id, space_in_front=space)
+        inner = sentencepiece(vocabulary, bos_id, Spaces(in_front=space))
     else:
         raise RefusedError(f"tokenizer.ggml.model={kind}: expected gpt2 or llama; {_OTHERWISE}")
     template = metadata.get("tokenizer.chat_template")

@@ -40,10 +40,10 @@ def open_hf_folder(folder: Path, source: str) -> Pretrained:
     _check_index(folder, tensors)
     match(spec, tensors.shapes())
     tokenizer_config = _json_object(folder, "tokenizer_config.json", optional=True)
-    tokenizer = _tokenizer(folder, tokenizer_config)
+    tokenizer = _tokenizer(folder)
     if tokenizer.vocab_size > spec.vocab:
         raise RefusedError(
-            f"tokenizer.json has tokens up to {tokenizer.vocab_size - 1}, config.json "
+            f"the tokenizer has tokens up to {tokenizer.vocab_size - 1}, config.json "
             f"vocab_size={spec.vocab}: expected an embedding for every token"
         )
     return Pretrained(
@@ -128,20 +128,18 @@ def _check_index(folder: Path, tensors: SafetensorsFiles) -> None:
         )
 
 
-def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """With the separator it is known to have, or else the end token named beside it."""
-    path = inside(folder, "tokenizer.json")
-    if not path.is_file():
-        raise RefusedError(f"{folder}: no tokenizer.json; other forms of tokenizers are not read")
-    end = config.get("eos_token")
-    end = end.get("content") if isinstance(end, dict) else end
+def _tokenizer(folder: Path) -> Tokenizer:
+    """From tokenizer.json, or SentencePiece's tokenizer.model."""
+    names = ("tokenizer.json", "tokenizer.model")
+    name = next((name for name in names if inside(folder, name).is_file()), None)
+    if name is None:
+        raise RefusedError(f"{folder}: no {' or '.join(names)}")
     try:
-        return Tokenizer.load(str(path))
+        return Tokenizer.load(str(folder / name))
     except RefusedError as error:
-        if isinstance(end, str) and end:
-            return Tokenizer.load(str(path), separator=end)
+        reason = str(error).removeprefix(f"path={folder / name}: ")
         raise RefusedError(
-            f"tokenizer.json: {error}; tokenizer_config.json can name it as eos_token"
+            f"{name}: {reason}; tokenizer_config.json can name a separator as eos_token"
         ) from None
 
 
@@ -183,7 +181,9 @@ def _lineage(folder: Path, source: str, weight_files: list[str]) -> dict[str, An
     lineage: dict[str, Any] = {"format": "huggingface", "source": source, "folder": str(home)}
     if home.parent.name == "snapshots":
         lineage["revision"] = home.name  # the commit: so the hub's cache names its folders
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer.model"):
+        if not (folder / name).is_file():
+            continue
         content = (folder / name).read_bytes()
         file = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         lineage.setdefault("files", {})[name] = file

@@ -11,6 +11,7 @@ _WANTED = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "chat_template.jinja",
     "model*.safetensors",

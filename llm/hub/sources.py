@@ -19,6 +19,7 @@ from pathlib import Path
 from loguru import logger
 
 from llm.core.spec import RefusedError
+from llm.data.tokenizer import Tokenizer, has_tokenizer
 from llm.hub.checkpoints import checkpoint_folder
 from llm.hub.pretrained import Pretrained
 
@@ -86,6 +87,37 @@ def _open(source: str, key: str) -> Pretrained:
     return open_run(find_checkpoint(source, key), source)
 
 
+def open_tokenizer(source: str, key: str) -> Tokenizer:
+    """A tokenizer by what `data.tokenizer.path` may name, or the one of a pretrained model.
+
+    Args:
+        source: tokenizer.json, a SentencePiece .model, a folder with one of them, hf:org/name (of
+            which nothing but the tokenizer is fetched), or words of the grammar above.
+        key: what the user set to `source`, for messages.
+
+    Raises:
+        RefusedError: there is no such tokenizer.
+    """
+    try:
+        if source.startswith("hf:") or has_tokenizer(Path(source).expanduser()):
+            return Tokenizer.load(source)
+    except RefusedError as error:
+        raise RefusedError(
+            f"{key}={source}: {str(error).removeprefix(f'path={source}: ')}"
+        ) from None
+    return _open(source, key).tokenizer
+
+
+def check_tokenizer_source(source: str, key: str) -> None:
+    """Refuse what cannot be there, without opening or fetching anything.
+
+    Raises:
+        RefusedError: as `check_source`, for what `open_tokenizer` takes.
+    """
+    if not has_tokenizer(Path(source).expanduser()):
+        check_source(source, key)
+
+
 def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     """The folder of the checkpoint of ours that `source` names.
 
@@ -134,7 +166,10 @@ def check_source(source: str | Sequence[str], key: str) -> None:
 
 
 def runs(trainer: str | None = None) -> list[Path]:
-    """Run folders below outputs/, however deep, oldest first, optionally those of one trainer."""
+    """Run folders below outputs/, however deep, oldest first, optionally those of one trainer.
+
+    Those that train a tokenizer have no trainer and are not among them.
+    """
     found = []
     for path, subfolders, files in os.walk(OUTPUTS):
         if "run.json" not in files:
@@ -144,6 +179,7 @@ def runs(trainer: str | None = None) -> list[Path]:
             run = json.loads((Path(path) / "run.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             continue
-        if trainer in (None, run.get("specs", {}).get("trainer", {}).get("name")):
+        theirs = run.get("specs", {}).get("trainer")
+        if theirs and trainer in (None, theirs.get("name")):
             found.append((run.get("created", ""), Path(path)))
     return [folder for _, folder in sorted(found)]

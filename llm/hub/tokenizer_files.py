@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm.core.spec import RefusedError
+from llm.data.tokenizer import Tokenizer
 from llm.hub.pretrained import Pretrained
 
 # `{% generation %}` marks what an assistant says, for masks in training. Most readers of templates
@@ -27,25 +29,55 @@ def write_tokenizer(pretrained: Pretrained, folder: Path) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model vocab_size={spec.vocab}: "
             "expected an embedding for every token"
         )
-    name_of = {index: name for name, index in tokenizer.special_ids.items()}
-    ends = [name_of[index] for index in pretrained.end_ids if index in name_of]
-    named = {
-        "bos_token": name_of[tokenizer.start_id],
-        "eos_token": ends[0] if ends else tokenizer.separator,
-    }
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **named,
-        "model_max_length": spec.max_seq_len,
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    if pretrained.chat_template is not None:
-        config["chat_template"] = plain_template(pretrained.chat_template)
+    template = pretrained.chat_template
+    names = special_names(tokenizer, pretrained.end_ids)
+    config = tokenizer_config(tokenizer, names) | {"model_max_length": spec.max_seq_len}
+    if template is not None:
+        config["chat_template"] = plain_template(template)
         (folder / "chat_template.jinja").write_text(config["chat_template"], "utf-8")
     (folder / "tokenizer.json").write_text(tokenizer.to_hf_json(), "utf-8")
     write_json(folder / "tokenizer_config.json", config)
-    write_json(folder / "special_tokens_map.json", named)
+    write_json(folder / "special_tokens_map.json", names)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer alone, for our own runs and for others; tokenizer.json last, each whole."""
+    names = special_names(tokenizer)
+    contents = {
+        "special_tokens_map.json": as_json(names),
+        "tokenizer_config.json": as_json(tokenizer_config(tokenizer, names)),
+        "tokenizer.json": tokenizer.to_hf_json(),
+    }
+    for name, content in contents.items():
+        unfinished = folder / f".{name}.unfinished"
+        unfinished.write_text(content, "utf-8")
+        unfinished.replace(folder / name)
+
+
+def special_names(tokenizer: Tokenizer, end_ids: Sequence[int] = ()) -> dict[str, str]:
+    """transformers' names of the special tokens around a text.
+
+    Args:
+        tokenizer: has them.
+        end_ids: tokens that end what a model says, the usual one first; none: its separator.
+    """
+    name_of = {index: name for name, index in tokenizer.special_ids.items()}
+    ends = [name_of[index] for index in end_ids if index in name_of]
+    return {
+        "bos_token": name_of[tokenizer.start_id],
+        "eos_token": ends[0] if ends else tokenizer.separator,
+    }
+
+
+def tokenizer_config(tokenizer: Tokenizer, names: Mapping[str, str]) -> dict[str, Any]:
+    """Content of tokenizer_config.json, by which transformers and `Tokenizer.load` open it."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **names,
+        "separator": tokenizer.separator,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
 
 
 def plain_template(template: str) -> str:
@@ -58,4 +90,9 @@ def plain_template(template: str) -> str:
 
 def write_json(path: Path, data: Any) -> None:
     """As indented JSON."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(as_json(data), "utf-8")
+
+
+def as_json(data: Any) -> str:
+    """Indented, and with a line's end."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

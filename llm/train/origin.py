@@ -53,17 +53,20 @@ class Origin:
         Raises:
             RefusedError: there is no such model, or the data names another tokenizer.
         """
-        path = self._experiment.data.tokenizer.path
+        named = self._experiment.data.tokenizer
         if self._begun:
             return Tokenizer.from_json(self._begun["tokenizer"])
         if self._pretrained is None:
             return None
         tokenizer = self._pretrained.tokenizer
-        if path is not None and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-            raise RefusedError(
-                f"data.tokenizer.path={path}: is another tokenizer than that of "
-                f"{self._source}; leave it out to take the model's"
-            )
+        if named.path is not None:
+            given = Tokenizer.load(named.path, named.separator)
+            if given.fingerprint != tokenizer.fingerprint:
+                raise RefusedError(
+                    f"data.tokenizer.path={named.path}: is another tokenizer "
+                    f"({given.fingerprint[:8]}) than that of {self._source} "
+                    f"({tokenizer.fingerprint[:8]}); leave it out to take the model's"
+                )
         return tokenizer
 
     @property

@@ -17,9 +17,11 @@ from llm.core.machine import claim
 from llm.core.mesh import host_share, put_rows
 from llm.core.spec import RefusedError
 from llm.hub.checkpoints import Checkpoints, Restored
+from llm.hub.tokenizer_files import save_tokenizer
 from llm.models.kernels import check_kernel
 from llm.report.json_files import read_json
 from llm.report.ledger import Ledger
+from llm.report.lineage import tokenizer_run
 from llm.report.run_files import note_resume, now, write_result, write_run
 from llm.report.run_report import RunReport
 from llm.report.silent_report import SilentReport
@@ -223,12 +225,17 @@ class _Run:
                 overrides=self.overrides,
                 devices=devices,
                 data=self.trainer.fingerprint,
+                tokenizer={
+                    "fingerprint": self.tokenizer.fingerprint,
+                    "vocab_size": self.tokenizer.vocab_size,
+                    "run": None if parent else tokenizer_run(experiment.data.tokenizer.path),
+                },
                 parent=parent,
                 tracker_id=report.tracker_id,
                 parameters=n_params,
                 memory_gib=memory,
             )
-            (self.folder / "tokenizer.json").write_text(self.tokenizer.to_hf_json(), "utf-8")
+            save_tokenizer(self.tokenizer, self.folder)
         where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
         trained, _ = split(
             self.model, experiment.trainer.freeze, self.parts.factory.template.params

@@ -20,7 +20,7 @@ def test_import_llm_loads_nothing() -> None:
 
 def test_specs_load_nothing() -> None:
     names = ["core.hardware", "data.specs", "generate.specs", "models.specs", "report.specs"]
-    names += ["train.specs", "train.experiment"]
+    names += ["train.specs", "train.experiment", "train.tokenizer_spec", "train.journey_spec"]
     statement = "import " + ", ".join(f"llm.{name}" for name in names)
     made = (
         "llm.train.specs.PretrainSpec(), llm.models.specs.LlamaSpec(), llm.data.specs.PaddedSpec()"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from llm.core.spec import RefusedError
-from llm.data.bpe import build_tokenizer, sample, train_bpe
+from llm.data.bpe import build_tokenizer, train_bpe
+from llm.data.passages import Passages
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.data.tokenizer import Tokenizer, split_long
@@ -192,10 +193,11 @@ def test_sample_is_spread_evenly(tmp_path):
     for number in range(200):
         (tmp_path / f"{number:03}.txt").write_text(f"{number:03} " * 100)
     source = open_source(SourceSpec(source="text", path=str(tmp_path)), tmp_path)
-    numbers = [int(passage[:3]) for passage in sample(source, source.size // 10)]
+    numbers = [int(passage[:3]) for passage in Passages([source], [1.0], source.size // 10)]
     assert len(numbers) == pytest.approx(20, abs=1)
     assert np.diff(numbers).max() <= 20
-    assert len(list(sample(source, 10**9))) == 200
+    for everything in (10**9, None):
+        assert len(list(Passages([source], [1.0], everything))) == 200
 
 
 def test_trained_tokenizers_are_cached_by_content(tmp_path, messages):

@@ -33,6 +33,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make("2026-01-01/00-02-00-b", "sft", 2, 7)
     make("multirun/2026-01-01/00-03-00-x/0-seed=0,debug=fast", "pretrain", 3, 100, 20)
     make("named", "pretrain", 4)  # failed before its first checkpoint
+    (tmp_path / "a-tokenizer").mkdir()
+    (tmp_path / "a-tokenizer" / "run.json").write_text('{"created": "2026-02-01", "specs": {}}')
     (tmp_path / "broken" / "run").mkdir(parents=True)
     (tmp_path / "broken" / "run" / "run.json").write_text('{"created": ')
     return tmp_path

@@ -11,6 +11,7 @@ from hf_models import add_tokenizer, llama, random_params
 from hub_stand_in import COMMIT, stand_in
 from safetensors.numpy import save_file
 
+from llm.data.tokenizer import Tokenizer
 from llm.hub.hf_config import hf_config
 from llm.hub.weight_table import hf_tensors
 
@@ -19,12 +20,15 @@ CALLS = """
 import json, sys
 from pathlib import Path
 from llm.core.spec import RefusedError
+from llm.data.tokenizer import Tokenizer
 from llm.hub.hf_hub import fetch_hf, push_hf
 results = []
 for call, *arguments in json.loads(sys.argv[1]):
     try:
         if call == "push":
             results.append(push_hf(Path(arguments[0]), arguments[1], private=True))
+        elif call == "tokenizer":
+            results.append(Tokenizer.load(*arguments).fingerprint)
         else:
             results.append(str(fetch_hf(*arguments)))
     except RefusedError as error:
@@ -99,3 +103,14 @@ def test_an_upload_that_is_not_allowed(folder: Path, tmp_path: Path) -> None:
     assert "401" in refused
     assert refused.endswith(f"then `hf upload org/name {folder}`")
     assert allowed[0].endswith(COMMIT)
+
+
+def test_of_a_tokenizer_nothing_else_is_fetched(folder: Path, tmp_path: Path) -> None:
+    with stand_in() as hub:
+        hub.repos["org/name"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        words = [["tokenizer", "hf:org/name"], ["tokenizer", "hf:org/other"]]
+        found, nothing = calls(words, tmp_path, hub.url)
+    assert found == Tokenizer.load(str(folder)).fingerprint
+    assert nothing.startswith("refused: path=hf:org/other: ") and "\n" not in nothing
+    fetched = {path.name for path in tmp_path.glob("**/snapshots/*/*")}
+    assert fetched == {"tokenizer.json"}

@@ -308,7 +308,9 @@ def test_templates_stop_ids_and_rights(folder: Path) -> None:
 def test_a_separator_that_nobody_knows_is_taken_from_eos_token(folder: Path) -> None:
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("<|endoftext|>", "<stop>").replace("<|im_end|>", "<>"))
-    with pytest.raises(RefusedError, match=r"no token known to end a text.*can name it as eos_tok"):
+    with pytest.raises(
+        RefusedError, match=r"no token known to end a text.*can name a separator as eos_tok"
+    ):
         open_hf_folder(folder, "x")
     config = folder / "tokenizer_config.json"
     for eos in ("<stop>", {"content": "<stop>"}):

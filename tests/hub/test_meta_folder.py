@@ -320,9 +320,9 @@ def test_sentencepiece(tmp_path: Path) -> None:
         (b"YQ== 0\n", "no token for the byte 0"),
         (b"YQ== 1\n", "line 1: rank 1, expected 0"),
         (b"a b c", "line 1: expected a token in base64"),
-        (sentencepiece_model(1), "SentencePiece model of type 1: expected 2"),
-        (sentencepiece_model()[:-3], "neither Llama 3's format nor"),
-        (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "neither Llama 3's format nor"),
+        (sentencepiece_model(3), "SentencePiece model of type 3: expected 1"),
+        (sentencepiece_model()[:-3], "not a SentencePiece model"),
+        (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "not a SentencePiece model"),
     ],
 )
 def test_tokenizers_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -14,8 +14,11 @@ import pytest
 from launch_words import GROUPS
 from loguru import logger
 
+from launch.help import CONF
 from llm.core.hardware import HardwareSpec
 from llm.models.parameter import parameters
+from llm.plan.estimate import estimate
+from llm.plan.target import target_of
 from llm.train.run import run
 
 # d_model=16 divides into the heads of most; the others need fewer.
@@ -133,6 +136,16 @@ def test_every_optimizer_goes_with_every_schedule(experiment) -> None:
 @pytest.mark.parametrize("debug", GROUPS["debug"])
 def test_every_debugging_preset_passes_all_checks(experiment, debug: str) -> None:
     experiment(f"debug={debug}")
+
+
+@pytest.mark.parametrize("recipe", GROUPS["experiment"])
+def test_every_recipe_fits_an_h100_and_says_what_it_measured(experiment, recipe: str) -> None:
+    spec = experiment(f"experiment={recipe}", "hardware=h100")
+    if spec.init_from != "last:pretrain":  # whose vocabulary a plan cannot know
+        assert estimate(spec, target_of(spec.hardware)).fits
+    header = " ".join(CONF.joinpath("experiment", f"{recipe}.yaml").read_text().split("\n")[1:7])
+    assert f"experiment={recipe}" in header
+    assert "# Measured on " in header or "# Not run here (" in header
 
 
 def test_overfitting_learns_its_few_rows_by_heart(experiment, tiny: Path, tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from launch.config import SCHEMAS, spec_from_config
 from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
+from launch.journey import stages
 from launch.plan import plan
+from launch.tokenizer import train as train_tokenizer
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
@@ -39,8 +41,10 @@ from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.grpo.reference import mover_of
 from llm.train.grpo.spec import GRPOSpec
+from llm.train.journey_spec import JourneySpec
 from llm.train.run import run
 from llm.train.run_folder import check_run_folder
+from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
 NESTED += [RopeScalingSpec, LoRASpec]
@@ -161,6 +165,10 @@ def test_every_field_of_every_spec_is_read(
             trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
         generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
         talk_and_export(trained_run, tmp_path, monkeypatch)
+        words = [word for word in tiny_words if word.startswith(("data.source", "data.path"))]
+        cfg = compose("tokenizer", [*words, "data.eval_fraction=0.1", "vocab_size=300"])
+        train_tokenizer(spec_from_config(cfg, TokenizerTrainingSpec), tmp_path / "tokenizer", [])
+        assert len(stages(spec_from_config(compose("journey"), JourneySpec), tmp_path)) == 5
         for model in ("gpt2", "llama"):
             assert experiment("init_from=pretrained", f"model={model}").first_weights
         read_a_dataset(tmp_path, monkeypatch)
