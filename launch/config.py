@@ -23,6 +23,7 @@ from launch.help import explained_keys, option_groups
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import DocumentsSpec, PackedSpec, PaddedSpec
+from llm.eval.specs import EvaluateSpec
 from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
@@ -53,6 +54,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "plan": PlanSpec,
         "generate": GenerateSpec,
         "chat": ChatSpec,
+        "evaluate": EvaluateSpec,
         "export": ExportSpec,
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
@@ -234,6 +236,24 @@ class RefuseWords(Callback):
                 from llm.plan.target import target_by_name
 
                 target_by_name(hardware)
+        except RefusedError as error:
+            refuse(error)
+
+
+class RefuseEvaluation(Callback):
+    """Checks the words of an evaluation before Hydra creates its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing the configuration and making the folder."""
+        try:
+            spec = spec_from_config(config, EvaluateSpec)
+            try:
+                _check_source(spec.data)
+            except RefusedError as error:
+                raise RefusedError(f"data.{error}") from None
+            from llm.eval.early_checks import check_words
+
+            check_words(spec)
         except RefusedError as error:
             refuse(error)
 
