@@ -12,8 +12,13 @@ from loguru import logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm.core.machine import claim
+from llm.eval.answers import write_answers
+from llm.eval.asking import asking, shots_for
 from llm.eval.candidates import Candidate, candidate, text_plan
-from llm.eval.result_files import note_in_run, write_results
+from llm.eval.choices import answer_choices
+from llm.eval.core_suite import core_suite
+from llm.eval.questions import question_set
+from llm.eval.result_files import note_in_run, with_interval, write_results
 from llm.eval.specs import EvaluateSpec
 from llm.eval.text_loss import TextLoss, documents, merged, read_corpora, text_loss
 from llm.eval.token_file import TokenFile, check_token_file, open_token_file
@@ -91,7 +96,12 @@ class _Evaluation:
         if spec.measures_text:
             with self.ledger("text"):
                 result["text"] = self._text()
-        self.ledger.move("text", "compile", scorer.compile_seconds)
+        if spec.suite is not None:
+            with self.ledger("suite"):
+                result["suites"] = {spec.suite: self._suite()}
+        if spec.tasks:
+            with self.ledger("tasks"):
+                result["tasks"] = dict(map(self._task, spec.tasks))
         if scorer.seconds:
             result["tokens_scored"] = scorer.tokens
             result["tokens_per_second"] = scorer.tokens / scorer.seconds
@@ -134,11 +144,42 @@ class _Evaluation:
             "sources": {name: loss.to_json() for name, loss in losses.items()},
         }
 
+    def _suite(self) -> dict[str, Any]:
+        model = self.model
+        scores = core_suite(model.scorer, model.lm.tokenizer, self.spec.limit)
+        logger.info("{}: suite core {}", model.words, _with_interval(scores, "score"))
+        return scores
+
+    def _task(self, word: str) -> tuple[str, dict[str, Any]]:
+        spec, model = self.spec, self.model
+        how = asking(model.lm, spec.chat)
+        task = question_set(word, limit=spec.limit, shots=shots_for(how, spec.shots))
+        if task.picks:
+            result = answer_choices(model.scorer, how, task)
+        else:
+            result = write_answers(
+                model.lm,
+                how,
+                task,
+                spec.sampling(),
+                context=model.lm.spec.max_seq_len,
+                samples=spec.samples,
+                batch_size=spec.batch_size,
+                seed=spec.seed,
+            )
+        logger.info("{}: {} {}", model.words, task.name, _with_interval(result, "accuracy"))
+        asked = {"chat": how.template is not None, "shots": len(task.shots)}
+        return task.name, {**result, **asked}
+
     def _sink(self) -> Callable[..., None] | None:
         if self.tokens is None:
             return None
         add, words, tokenizer = self.tokens.add, self.model.words, self.model.lm.tokenizer
         return lambda document, log_probs: add(words, tokenizer, document, log_probs)
+
+
+def _with_interval(result: dict[str, Any], name: str) -> str:
+    return with_interval(result[name], result[f"{name}_95"])
 
 
 @contextlib.contextmanager

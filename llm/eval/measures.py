@@ -1,0 +1,69 @@
+"""From right and wrong answers to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from llm.eval.intervals import bootstrap, wilson
+
+
+def accuracy(right: Sequence[bool], chance: float = 0.0) -> dict[str, Any]:
+    """Share of right answers with Wilson's interval."""
+    return {
+        "accuracy": float(np.mean(right)),
+        "accuracy_95": wilson(int(np.sum(right)), len(right)),
+        "chance": chance,
+        "questions": len(right),
+    }
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that one of `k` answers is right, from `n` drawn ones of which some are right.
+
+    The unbiased estimator of Chen et al. 2021: 1 - C(n - right, k) / C(n, k).
+
+    Raises:
+        ValueError: there are fewer than k answers, or than right ones.
+    """
+    if not 0 <= right <= n or not 1 <= k <= n:
+        raise ValueError(f"n={n}, right={right}, k={k}")
+    return 1 - comb(n - right, k) / comb(n, k)
+
+
+def pass_at(right: Sequence[int], n: int) -> dict[str, Any]:
+    """pass@k for k = 1, 2, 4, ... up to `n`, means over questions with bootstrapped intervals.
+
+    Args:
+        right: how many of the `n` answers to each question are right.
+        n: answers to each.
+    """
+    found = {}
+    for k in (2**i for i in range(n.bit_length())):
+        values = np.array([[pass_at_k(n, c, k)] for c in right])
+        interval = bootstrap([values], lambda means: means[0][0])
+        found[str(k)] = {"value": float(values.mean()), "interval_95": interval}
+    return found
+
+
+def centred_score(
+    tasks: Mapping[str, Sequence[bool]], chances: Mapping[str, float]
+) -> dict[str, Any]:
+    """Mean over tasks of (accuracy - chance) / (1 - chance): 0 is guessing, 1 all right."""
+    names = list(tasks)
+
+    def score(means: Sequence[np.ndarray]) -> float:
+        parts = [
+            (float(mean[0]) - chances[name]) / (1 - chances[name])
+            for name, mean in zip(names, means, strict=True)
+        ]
+        return sum(parts) / len(parts)
+
+    strata = [np.array(tasks[name], np.float64)[:, None] for name in names]
+    return {
+        "score": score([stratum.mean(axis=0) for stratum in strata]),
+        "score_95": bootstrap(strata, score),
+    }
