@@ -17,6 +17,7 @@ from llm.eval.asking import asking, shots_for
 from llm.eval.candidates import Candidate, candidate, text_plan
 from llm.eval.choices import answer_choices
 from llm.eval.core_suite import core_suite
+from llm.eval.harness import run_harness
 from llm.eval.questions import question_set
 from llm.eval.result_files import note_in_run, with_interval, write_results
 from llm.eval.specs import EvaluateSpec
@@ -102,6 +103,9 @@ class _Evaluation:
         if spec.tasks:
             with self.ledger("tasks"):
                 result["tasks"] = dict(map(self._task, spec.tasks))
+        if spec.lm_eval:
+            with self.ledger("lm_eval"):
+                result["lm_eval"] = self._harness()
         if scorer.seconds:
             result["tokens_scored"] = scorer.tokens
             result["tokens_per_second"] = scorer.tokens / scorer.seconds
@@ -170,6 +174,22 @@ class _Evaluation:
         logger.info("{}: {} {}", model.words, task.name, _with_interval(result, "accuracy"))
         asked = {"chat": how.template is not None, "shots": len(task.shots)}
         return task.name, {**result, **asked}
+
+    def _harness(self) -> dict[str, Any]:
+        spec, model = self.spec, self.model
+        found = run_harness(
+            model.lm,
+            model.scorer,
+            spec.lm_eval,
+            chat=asking(model.lm, spec.chat).template is not None,
+            shots=spec.shots,
+            limit=spec.limit,
+            batch_size=spec.batch_size,
+            seed=spec.seed,
+        )
+        for name, measures in found.items():
+            logger.info("{}: {} {}", model.words, name, measures)
+        return found
 
     def _sink(self) -> Callable[..., None] | None:
         if self.tokens is None:
