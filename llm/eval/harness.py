@@ -56,7 +56,7 @@ def run_harness(
             f'lm_eval={list(tasks)}: {error}. Install it: pip install "lernaean[eval]"'
         ) from None
     for name in ("lm_eval", "lm-eval"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Its bootstrap would fork this process, and JAX has threads.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     folders, names = local_tasks(tasks)

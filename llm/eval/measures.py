@@ -44,7 +44,8 @@ def pass_at(right: Sequence[int], n: int) -> dict[str, Any]:
     found = {}
     for k in (2**i for i in range(n.bit_length())):
         values = np.array([[pass_at_k(n, c, k)] for c in right])
-        interval = bootstrap([values], lambda means: means[0][0])
+        # Redraws of equal values say nothing about how sure they are.
+        interval = bootstrap([values], lambda means: means[0][0]) if np.ptp(values) else None
         found[str(k)] = {"value": float(values.mean()), "interval_95": interval}
     return found
 

@@ -70,7 +70,7 @@ def _shares(result: Mapping[str, Any]) -> Iterator[_Mark]:
         for name, task in scores["tasks"].items():
             yield _Mark(name, task["accuracy"], task["accuracy_95"], task["chance"])
     for name, task in result.get("tasks", {}).items():
-        yield _Mark(name, task["accuracy"], task["accuracy_95"], task.get("chance"))
+        yield _Mark(name, task["accuracy"], task["accuracy_95"], task["chance"] or None)
         for k, value in task.get("pass_at", {}).items():
             yield _Mark(f"{name}, pass@{k}", value["value"], value["interval_95"])
 

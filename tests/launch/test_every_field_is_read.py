@@ -22,6 +22,7 @@ from hydra import compose
 
 from launch.chat import main as chat
 from launch.config import SCHEMAS, spec_from_config
+from launch.evaluate import evaluate_and_show
 from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
@@ -32,6 +33,7 @@ from llm.core.spec import RefusedError, Spec, knob
 from llm.data.source import Skipped
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.eval.specs import EvaluateSpec, ExpectedTokenizerSpec, TextSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.plan.check import check_fits
 from llm.plan.specs import PlanSpec
@@ -43,7 +45,7 @@ from llm.train.run import run
 from llm.train.run_folder import check_run_folder
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
-NESTED += [RopeScalingSpec, LoRASpec]
+NESTED += [RopeScalingSpec, LoRASpec, TextSpec, ExpectedTokenizerSpec]
 SPECS = {spec for specs in SCHEMAS.values() for spec in specs.values()} | set(NESTED)
 
 Reads = set[tuple[type[Spec], str]]
@@ -161,6 +163,7 @@ def test_every_field_of_every_spec_is_read(
             trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
         generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
         talk_and_export(trained_run, tmp_path, monkeypatch)
+        evaluate_it(trained_run, lines, tmp_path, monkeypatch)
         for model in ("gpt2", "llama"):
             assert experiment("init_from=pretrained", f"model={model}").first_weights
         read_a_dataset(tmp_path, monkeypatch)
@@ -178,6 +181,21 @@ def talk_and_export(trained_run: Path, folder: Path, monkeypatch: pytest.MonkeyP
     chat(compose("chat", [*words, f"template={template}", "max_new_tokens=2"]))
     monkeypatch.setattr("llm.hub.hf_hub.push_hf", lambda *_, **__: "there")
     export(compose("export", [*words, f"out={folder / 'exported'}", "push=org/name"]))
+
+
+def evaluate_it(
+    trained_run: Path, lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text and a task; what the harness would be told is looked at."""
+    monkeypatch.setattr("llm.eval.evaluation.run_harness", lambda *_, **__: {})
+    words = [
+        f"checkpoint={trained_run}", "data.source=jsonl", f"data.path={lines}",
+        "data.text_field=body", f"data.cache_dir={folder / 'cache'}", "data.eval_fraction=0.2",
+        "limit=1", "suite=core", "tasks=[parity]", "shots=0", "max_new_tokens=2", "samples=1",
+        "lm_eval=[arc_easy]", "tracker.mode=disabled", "hardware.compilation_cache=null",
+    ]  # fmt: skip
+    spec = spec_from_config(compose("evaluate", words), EvaluateSpec)
+    evaluate_and_show(spec, folder / "evaluation")
 
 
 def read_a_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
