@@ -61,7 +61,7 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
                 model = candidate(words, spec, machine)
             results.append(_Evaluation(spec, model, ledger, tokens).result())
             del model  # before the next one is loaded
-    record = {
+    record: dict[str, Any] = {
         "kind": "evaluation",
         "status": "finished",
         "started": started,
@@ -73,7 +73,7 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
         "ledger": ledger.totals(),
     }
     record = write_results(folder, record)
-    for result in results:
+    for result in record["checkpoints"]:
         note_in_run(record, result, folder)
     _track(spec, folder, record)
     return record
@@ -107,7 +107,7 @@ class _Evaluation:
             with self.ledger("lm_eval"):
                 result["lm_eval"] = self._harness()
         if scorer.seconds:
-            result["tokens_scored"] = scorer.tokens
+            result["tokens_gone_through"] = scorer.tokens
             result["tokens_per_second"] = scorer.tokens / scorer.seconds
         return result
 

@@ -132,7 +132,7 @@ def _checkpoints(results: list[Mapping[str, Any]]) -> str:
         )
         for one in results
     ]  # fmt: skip
-    header = ("checkpoint", "model", "parameters", "vocabulary", "context", "tokens scored per s")
+    header = ("checkpoint", "model", "parameters", "vocabulary", "context", "tokens per s")
     return _table(header, rows)
 
 

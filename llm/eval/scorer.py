@@ -87,7 +87,7 @@ class Scorer:
         self.engine = engine
         self.context = context or engine.spec.max_seq_len
         self.tokens = 0
-        """Scored so far."""
+        """Gone through so far, padding left out."""
         self.seconds = 0.0
         """Spent on that, compilation left out."""
         self.compile_seconds = 0.0
@@ -150,6 +150,7 @@ class Scorer:
         for first in range(0, n_rows, B):
             batch = rows[first : first + B]
             scores = self._run(_layout(batch, pieces, B, width, branched))
+            self.tokens += sum(pieces[number].length for members in batch for number in members)
             for row, members in enumerate(batch):
                 begin = 0
                 for number in members:
@@ -174,7 +175,6 @@ class Scorer:
         began = time.perf_counter()
         found = jax.device_get(self._programs[shape](params, arrays))
         self.seconds += time.perf_counter() - began
-        self.tokens += int(arrays["counts"].sum())
         return found.log_probs, found.likeliest
 
 

@@ -54,7 +54,7 @@ def recipe(model, ids: list[int], max_length: int, stride: int) -> tuple[float, 
     return math.exp(weighted / counted), losses
 
 
-@pytest.mark.parametrize(("max_length", "stride"), [(33, 32), (33, 8), (64, 5)])
+@pytest.mark.parametrize(("max_length", "stride"), [(33, 32), (33, 8)])
 def test_strided_scores_equal_transformers_recipe(
     lm: LanguageModel, exported: Path, tiny: Path, corpus_file: Path, max_length: int, stride: int
 ) -> None:

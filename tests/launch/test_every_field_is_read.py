@@ -8,6 +8,7 @@ fields (checks, comparison, hashing, JSON).
 import dataclasses
 import io
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,6 +197,7 @@ def evaluate_it(
     ]  # fmt: skip
     spec = spec_from_config(compose("evaluate", words), EvaluateSpec)
     evaluate_and_show(spec, folder / "evaluation")
+    shutil.rmtree(trained_run / "evaluations")  # the run is shared among tests
 
 
 def read_a_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,9 +206,10 @@ def read_a_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    source = open_source(SourceSpec(source="hf", path="org/name"), folder)
-    assert source.size is None
-    assert [document.text for document in source.documents(Skipped())] == ["a", "b"]
+    for spec in (SourceSpec, TextSpec):
+        source = open_source(spec(source="hf", path="org/name"), folder)
+        assert source.size is None
+        assert [document.text for document in source.documents(Skipped())] == ["a", "b"]
 
 
 def look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
