@@ -30,7 +30,7 @@ SHAPE = {"n_layers": 30, "d_model": 576, "n_heads": 9, "n_kv_heads": 3, "d_mlp":
 def documents(device: str) -> list[list[int]]:
     """Ids of texts, more of them for a GPU."""
     rng = np.random.default_rng(0)
-    lengths = np.exp(rng.uniform(np.log(40), np.log(1500), 512 if device == "gpu" else 24))
+    lengths = np.exp(rng.uniform(np.log(40), np.log(1500), 512 if device == "gpu" else 12))
     return [rng.integers(1, VOCAB, int(n)).tolist() for n in lengths]
 
 
@@ -131,7 +131,7 @@ def start(side: str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
 
-def main(dtype: str, device: str = "cpu", rounds: int = 4) -> None:
+def main(dtype: str, device: str = "cpu", rounds: int = 3) -> None:
     """Print medians, ratios, and how far the sides are apart."""
     names = ("ours", "torch") if device == "gpu" else ("ours", "torch", "torch-avx2")
     tokens = sum(len(ids) - 1 for ids in documents(device))

@@ -17,13 +17,13 @@ from llm.eval.asking import asking, shots_for
 from llm.eval.candidates import Candidate, candidate, text_plan
 from llm.eval.choices import answer_choices
 from llm.eval.core_suite import core_suite
+from llm.eval.early_checks import check_words
 from llm.eval.harness import run_harness
 from llm.eval.questions import question_set
 from llm.eval.result_files import note_in_run, with_interval, write_results
 from llm.eval.specs import EvaluateSpec
 from llm.eval.text_loss import TextLoss, documents, merged, read_corpora, text_loss
-from llm.eval.token_file import TokenFile, check_token_file, open_token_file
-from llm.hub.sources import check_source
+from llm.eval.token_file import TokenFile, open_token_file
 from llm.report.ledger import Ledger
 from llm.report.numbers import si
 from llm.report.run_files import now
@@ -44,11 +44,8 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
     Raises:
         RefusedError: something cannot work.
     """
-    for words in spec.checkpoints:
-        check_source(words, "checkpoint")
+    check_words(spec)
     per_token = None if spec.per_token is None else Path(spec.per_token).expanduser()
-    if per_token is not None:
-        check_token_file(per_token)
     started, ledger = now(), Ledger()
     machine = claim(spec.hardware)
     if machine.note:

@@ -13,6 +13,7 @@ from llm.core.spec import RefusedError
 from llm.eval.scorer import Scorer
 from llm.generate.language_model import LanguageModel
 
+HOW_TO_INSTALL = 'Install it: pip install "lernaean[eval]"'
 _NAME = re.compile(r"^(?:task|group):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 
@@ -52,9 +53,7 @@ def run_harness(
 
         from llm.eval.lm_eval_model import HarnessModel
     except ImportError as error:
-        raise RefusedError(
-            f'lm_eval={list(tasks)}: {error}. Install it: pip install "lernaean[eval]"'
-        ) from None
+        raise RefusedError(f"lm_eval={list(tasks)}: {error}. {HOW_TO_INSTALL}") from None
     for name in ("lm_eval", "lm-eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Its bootstrap would fork this process, and JAX has threads.

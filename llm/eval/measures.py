@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import comb
 from typing import Any
 
 import numpy as np
 
 from llm.eval.intervals import bootstrap, wilson
+from llm.report.pass_at_k import ks, pass_at_k
 
 
 def accuracy(right: Sequence[bool], chance: float = 0.0) -> dict[str, Any]:
@@ -21,19 +21,6 @@ def accuracy(right: Sequence[bool], chance: float = 0.0) -> dict[str, Any]:
     }
 
 
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that one of `k` answers is right, from `n` drawn ones of which some are right.
-
-    The unbiased estimator of Chen et al. 2021: 1 - C(n - right, k) / C(n, k).
-
-    Raises:
-        ValueError: there are fewer than k answers, or than right ones.
-    """
-    if not 0 <= right <= n or not 1 <= k <= n:
-        raise ValueError(f"n={n}, right={right}, k={k}")
-    return 1 - comb(n - right, k) / comb(n, k)
-
-
 def pass_at(right: Sequence[int], n: int) -> dict[str, Any]:
     """pass@k for k = 1, 2, 4, ... up to `n`, means over questions with bootstrapped intervals.
 
@@ -42,7 +29,7 @@ def pass_at(right: Sequence[int], n: int) -> dict[str, Any]:
         n: answers to each.
     """
     found = {}
-    for k in (2**i for i in range(n.bit_length())):
+    for k in ks(n):
         values = np.array([[pass_at_k(n, c, k)] for c in right])
         # Redraws of equal values say nothing about how sure they are.
         interval = bootstrap([values], lambda means: means[0][0]) if np.ptp(values) else None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
@@ -85,8 +86,10 @@ def test_a_run_on_its_own_data_and_its_export(
 
 
 def test_tasks_a_suite_and_lines_of_tokens(
-    evaluate: Evaluate, trained_run: Path, tiny: Path, tmp_path: Path
+    evaluate: Evaluate, trained_run: Path, tiny: Path, tmp_path: Path, monkeypatch
 ) -> None:
+    tracker = MagicMock()
+    monkeypatch.setattr("llm.eval.evaluation.WandbTracker", tracker)
     questions = tmp_path / "words.jsonl"
     record = {"question": "def", "choices": ["return", "日本"], "answer": 0}
     questions.write_text(f"{json.dumps(record)}\n" * 3)
@@ -101,6 +104,9 @@ def test_tasks_a_suite_and_lines_of_tokens(
     assert set(own["tasks"]["parity"]["pass_at"]) == {"1", "2"}
     assert own["tasks"]["words"]["questions"] == 2 and own["metrics"]["eval/words/accuracy"] == 1
     assert len(own["suites"]["core"]["tasks"]) == 12
+    # W&B gets the same figures, in a run of its own kind.
+    assert tracker.call_args[0][0].job_type == "eval"
+    tracker().log.assert_called_once_with(0, {"tokens": 0, **own["metrics"]})
     lines = [json.loads(line) for line in tokens.read_text().splitlines()]
     assert len(lines) == own["text"]["tokens"] and {line["checkpoint"] for line in lines} == {
         str(trained_run)
@@ -131,6 +137,8 @@ def test_what_does_not_belong_together_is_refused(
         ([checkpoint, "data.loss_on=assistant", *text], r"has no chat template"),
         ([checkpoint, "chat=always", "tasks=[parity]"], r"has no chat template"),
         ([checkpoint, "tasks=[parity,parity]"], r"each once"),
+        ([checkpoint, "tasks=[paritty]"], r"tasks=paritty: .*no such kind of task"),
+        ([checkpoint, "lm_eval=[no.yaml]"], r"lm_eval=no.yaml: cannot be read"),
         ([f"checkpoint=[{trained_run},{trained_run}]"], r"expected one or more, each once"),
         ([f"checkpoint={exported}"], r"what it was trained on is not known here; name a text"),
     ]:

@@ -189,6 +189,7 @@ def evaluate_it(
 ) -> None:
     """A text and a task; what the harness would be told is looked at."""
     monkeypatch.setattr("llm.eval.evaluation.run_harness", lambda *_, **__: {})
+    monkeypatch.setitem(sys.modules, "lm_eval", MagicMock(__spec__=ModuleSpec("lm_eval", None)))
     words = [
         f"checkpoint={trained_run}", "data.source=jsonl", f"data.path={lines}",
         "data.text_field=body", f"data.cache_dir={folder / 'cache'}", "data.eval_fraction=0.2",
