@@ -82,7 +82,7 @@ def question_set(name: str, *, limit: int | None, shots: int) -> QuestionSet:
     try:
         found = [_of_task(task) for task in held_out_tasks(kind, (limit or GENERATED) + shots)]
     except RefusedError as error:
-        raise RefusedError(f"tasks={name}: {error}; or name a .jsonl file") from None
+        raise RefusedError(f"{error}, or a .jsonl file") from None
     if len(found) <= shots:
         raise RefusedError(
             f"tasks={name}: {len(found)} questions are held out of it, and {shots} are wanted as "

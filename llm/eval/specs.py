@@ -32,7 +32,8 @@ class TextSpec(DocumentsSpec):
 
     source: str = knob(
         "auto",
-        "kind of source; auto: what the checkpoint was trained on, if nothing else is asked for",
+        "kind of source; auto: the text that the checkpoint was trained on, if nothing else is "
+        "asked for",
         choices=("auto", *SOURCES),
     )
     eval_fraction: float | None = knob(
@@ -110,7 +111,7 @@ class EvaluateSpec(Sampling):
     seed: int = knob(0, "all randomness follows from it", ge=0)
     dtype: str = knob("float32", "type in which the weights are kept", choices=DTYPES)
     hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")
-    tracker: TrackerSpec = knob(TrackerSpec(job_type="eval"), "Weights & Biases")
+    tracker: TrackerSpec = knob(TrackerSpec(), "Weights & Biases")
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def test_a_file_that_is_no_task_is_refused(tmp_path: Path, line: str, message: s
 
 def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
     for name, message in [
-        ("adition", "tasks=adition: .*no such kind of task.*or name a .jsonl file"),
+        ("adition", r"tasks=adition: no such kind of task.*, or a \.jsonl file"),
         (str(tmp_path / "no.jsonl"), "cannot be read"),
         ("small_addition", "questions are held out of it, and 50 are wanted as examples"),
     ]:
