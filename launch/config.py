@@ -205,8 +205,9 @@ def explained(error: Exception) -> str:
             keys = (f.name for f in dataclasses.fields(cause.object_type))
             has = f". {cause.object_type_str} has {', '.join(k for k in keys if k != '_target_')}"
         return f"{cause.full_key}: no such key{has}"
-    if group := re.match(r"Could not override '([\w/]+)'", str(error)):
-        return f"{group[1]}: no group of this program. It may have keys {group[1]}.KEY, see --help"
+    if lacking := re.match(r"Could not override '([\w/]+)'", str(error)):
+        name = lacking[1]
+        return f"{name}: no group of this program. It may have keys {name}.KEY, see --help"
     if isinstance(error, OverrideParseException):
         problem = [line for line in error.message.splitlines() if not line.startswith("See ")]
         return f"{error.override}: expected key=value ({problem[-1]})"

@@ -11,6 +11,8 @@ import torch
 import transformers
 
 from llm.data.bpe import build_tokenizer
+from llm.data.chat_template import CHATML
+from llm.data.conversations import ChatSettings
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.eval.scorer import Scorer
@@ -122,6 +124,24 @@ def test_splits_and_samples(lm: LanguageModel, tiny: Path) -> None:
     parts = [text_loss(scorer, documents(read(s)), stride=64) for s in ("held_out", "train")]
     whole = text_loss(scorer, documents(read("all")), stride=64)
     assert merged(parts).loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_of_conversations_the_answers_count(lm: LanguageModel, tiny: Path, tmp_path: Path) -> None:
+    answers = ["return x", "日本"]
+    path = tmp_path / "chats.jsonl"
+    turns = [
+        {"messages": [{"role": "user", "content": "def self"}, {"role": "assistant", "content": a}]}
+        for a in answers
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in turns))
+    (corpus,) = read_corpora(
+        [SourceSpec(source="jsonl", path=str(path))], lm.tokenizer, split="all", eval_fraction=0.1,
+        cache_dir=tiny / "cache", chat=ChatSettings(CHATML, end="<|im_end|>"),
+    )  # fmt: skip
+    found = text_loss(Scorer(lm.engine), documents(corpus), stride=64)
+    assert found.bytes.tolist() == [len(answer.encode()) for answer in answers]
+    n = [len(lm.tokenizer.encode(answer)) + 1 for answer in answers]  # and the end of the turn
+    assert found.tokens.tolist() == n
 
 
 @pytest.fixture(scope="module")
