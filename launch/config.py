@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import secrets
 import sys
 import typing
@@ -25,6 +26,7 @@ from llm.core.hardware import HardwareSpec
 from llm.core.hosts import said_by_all
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import DataSpec, DocumentsSpec, PackedSpec, PaddedSpec
+from llm.eval.specs import EvaluateSpec
 from llm.generate.chat_spec import ChatSpec
 from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
@@ -57,6 +59,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "plan": PlanSpec,
         "generate": GenerateSpec,
         "chat": ChatSpec,
+        "evaluate": EvaluateSpec,
         "export": ExportSpec,
         "tokenizer": TokenizerTrainingSpec,
         "journey": JourneySpec,
@@ -208,6 +211,9 @@ def explained(error: Exception) -> str:
             keys = (f.name for f in dataclasses.fields(cause.object_type))
             has = f". {cause.object_type_str} has {', '.join(k for k in keys if k != '_target_')}"
         return f"{cause.full_key}: no such key{has}"
+    if lacking := re.match(r"Could not override '([\w/]+)'", str(error)):
+        name = lacking[1]
+        return f"{name}: no group of this program. It may have keys {name}.KEY, see --help"
     if isinstance(error, OverrideParseException):
         problem = [line for line in error.message.splitlines() if not line.startswith("See ")]
         return f"{error.override}: expected key=value ({problem[-1]})"
@@ -256,6 +262,24 @@ class RefuseTokenizer(Callback):
             _check_sources(spec.data)
             for source in spec.compare:
                 check_tokenizer_source(source, "compare")
+        except RefusedError as error:
+            refuse(error)
+
+
+class RefuseEvaluation(Callback):
+    """Checks the words of an evaluation before Hydra creates its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing the configuration and making the folder."""
+        try:
+            spec = spec_from_config(config, EvaluateSpec)
+            try:
+                _check_source(spec.data)
+            except RefusedError as error:
+                raise RefusedError(f"data.{error}") from None
+            from llm.eval.early_checks import check_words
+
+            check_words(spec)
         except RefusedError as error:
             refuse(error)
 

@@ -178,6 +178,12 @@ class Tokenizer:
         return DecodeStream(self, skip_specials)
 
     @functools.cached_property
+    def adds_start(self) -> bool:
+        """Whether its own recipe puts the start token before a text (`encode` adds nothing)."""
+        self._inner.encode_special_tokens = False
+        return bool(self._inner.encode("", add_special_tokens=True).ids[:1] == [self.start_id])
+
+    @functools.cached_property
     def is_byte_level(self) -> bool:
         """Whether every token is a sequence of bytes, so that any text is encoded exactly."""
         return "ByteLevel" in _kinds(json.loads(self._inner.to_str()).get("decoder"))

@@ -57,7 +57,7 @@ class Engine:
         self.spec = spec
         self.dtype = compute_dtype
         self.mesh = mesh if mesh is not None and mesh.size > 1 else None
-        self._params = _cast(params, compute_dtype)
+        self.params = _cast(params, compute_dtype)
 
     def generate(
         self,
@@ -113,14 +113,14 @@ class Engine:
             tokens_BT[row, : lengths[row]] = prompt[:-1]
         lengths_B = np.zeros(len(tokens_BT), np.int32)
         lengths_B[: len(prompts)] = lengths
-        return prefill(self.spec, self._params, tokens_BT, lengths_B, self.dtype)
+        return prefill(self.spec, self.params, tokens_BT, lengths_B, self.dtype)
 
     def extend(self, cache: KVCache, ids: Sequence[int]) -> KVCache:
         """The cache of one row with these tokens after what it holds."""
         tokens_1T = np.zeros((1, bucket(len(ids), SMALLEST, cache.capacity)), np.int32)
         tokens_1T[0, : len(ids)] = ids
         new_B = np.asarray([len(ids)], np.int32)
-        return extend(self.spec, self._params, cache, tokens_1T, new_B, self.dtype)
+        return extend(self.spec, self.params, cache, tokens_1T, new_B, self.dtype)
 
     def place_of(self, rows: int) -> NamedSharding | None:
         """Where so many rows are written: split over the devices, or whole on each."""
@@ -132,7 +132,7 @@ class Engine:
         """Some tokens more for each row; what was written comes back as NumPy arrays."""
         plan = Plan(self.dtype, program_of(sampling))
         rows, written = decode(
-            self.spec, self._params, rows, values_of(sampling), stop_ids, steps, plan
+            self.spec, self.params, rows, values_of(sampling), stop_ids, steps, plan
         )
         if not written.counts_B.is_fully_addressable:  # rows of other processes
             written = _everywhere(replicated(written.counts_B.sharding.mesh))(written)

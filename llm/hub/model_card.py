@@ -83,6 +83,7 @@ def _card(
         f"# {(repo or pretrained.spec.name).rpartition('/')[2]}\n\n{sentence}\n",
         usage,
         _results(run.get("result", {})),
+        _evaluation(pretrained.lineage),
         _origin(pretrained, run.get("run", {})),
         checks,
     ]
@@ -140,6 +141,30 @@ def _results(result: Mapping[str, Any]) -> str:
     return "\n".join(["## Results\n", "| metric | | value |", "| --- | --- | --- |", *rows, ""])
 
 
+def _evaluation(lineage: Mapping[str, Any]) -> str:
+    """The newest evaluation of this very checkpoint, which launch/evaluate.py left with its run."""
+    if not lineage.get("checkpoint"):
+        return ""
+    folder = Path(str(lineage["checkpoint"])).absolute().parent.parent / "evaluations"
+    notes = (_read(path) for path in folder.glob("*.json"))
+    fitting = [note for note in notes if note.get("step") == lineage.get("step")]
+    newest = max(fitting, key=lambda note: str(note.get("finished")), default={})
+    metrics = newest.get("metrics")
+    if not isinstance(metrics, dict):
+        return ""
+    rows = [
+        f"| {name} | {value:.4g} |"
+        for name, value in metrics.items()
+        if name.startswith(_METRICS) and isinstance(value, (int, float))
+    ]
+    words = [f"{newest['finished'][:10]}, context of {newest.get('context')} tokens"]
+    if isinstance(text := newest.get("text"), dict):
+        names = ", ".join(text.get("sources", {}))
+        words.append(f"texts: {names} ({text.get('documents')} documents, {text.get('split')})")
+    head = ["## Evaluation\n", f"{'; '.join(words)}.\n", "| metric | value |", "| --- | --- |"]
+    return "\n".join([*head, *rows, ""])
+
+
 def _origin(pretrained: Pretrained, run: Mapping[str, Any]) -> str:
     """Lineage and data, as they were written down."""
     lines = ["## Origin\n", f"- source: `{pretrained.source}`"]
@@ -184,11 +209,15 @@ def _run(lineage: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """run.json and result.json of the run that the lineage names, as far as they can be read."""
     found: dict[str, dict[str, Any]] = {}
     for name in ("run", "result"):
-        path = Path(str(lineage.get("run", ""))) / f"{name}.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict):
+        if content := _read(Path(str(lineage.get("run", ""))) / f"{name}.json"):
             found[name] = content
     return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

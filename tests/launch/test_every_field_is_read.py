@@ -8,6 +8,7 @@ fields (checks, comparison, hashing, JSON).
 import dataclasses
 import io
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from hydra import compose
 
 from launch.chat import main as chat
 from launch.config import SCHEMAS, spec_from_config
+from launch.evaluate import evaluate_and_show
 from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
@@ -34,6 +36,7 @@ from llm.core.spec import RefusedError, Spec, knob
 from llm.data.source import Skipped
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.eval.specs import EvaluateSpec, ExpectedTokenizerSpec, TextSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.plan.check import check_fits
 from llm.plan.specs import PlanSpec
@@ -47,7 +50,7 @@ from llm.train.run_folder import check_run_folder
 from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
-NESTED += [RopeScalingSpec, LoRASpec]
+NESTED += [RopeScalingSpec, LoRASpec, TextSpec, ExpectedTokenizerSpec]
 SPECS = {spec for specs in SCHEMAS.values() for spec in specs.values()} | set(NESTED)
 
 Reads = set[tuple[type[Spec], str]]
@@ -169,6 +172,7 @@ def test_every_field_of_every_spec_is_read(
         cfg = compose("tokenizer", [*words, "data.eval_fraction=0.1", "vocab_size=300"])
         train_tokenizer(spec_from_config(cfg, TokenizerTrainingSpec), tmp_path / "tokenizer", [])
         assert len(stages(spec_from_config(compose("journey"), JourneySpec), tmp_path)) == 5
+        evaluate_it(trained_run, lines, tmp_path, monkeypatch)
         for model in ("gpt2", "llama"):
             assert experiment("init_from=pretrained", f"model={model}").first_weights
         read_a_dataset(tmp_path, monkeypatch)
@@ -188,15 +192,33 @@ def talk_and_export(trained_run: Path, folder: Path, monkeypatch: pytest.MonkeyP
     export(compose("export", [*words, f"out={folder / 'exported'}", "push=org/name"]))
 
 
+def evaluate_it(
+    trained_run: Path, lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text and a task; what the harness would be told is looked at."""
+    monkeypatch.setattr("llm.eval.evaluation.run_harness", lambda *_, **__: {})
+    monkeypatch.setitem(sys.modules, "lm_eval", MagicMock(__spec__=ModuleSpec("lm_eval", None)))
+    words = [
+        f"checkpoint={trained_run}", "data.source=jsonl", f"data.path={lines}",
+        "data.text_field=body", f"data.cache_dir={folder / 'cache'}", "data.eval_fraction=0.2",
+        "limit=1", "suite=core", "tasks=[parity]", "shots=0", "max_new_tokens=2", "samples=1",
+        "lm_eval=[arc_easy]", "tracker.mode=disabled", "hardware.compilation_cache=null",
+    ]  # fmt: skip
+    spec = spec_from_config(compose("evaluate", words), EvaluateSpec)
+    evaluate_and_show(spec, folder / "evaluation")
+    shutil.rmtree(trained_run / "evaluations")  # the run is shared among tests
+
+
 def read_a_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A source of the Hugging Face library, its way to the network cut short."""
     import datasets
 
     rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    source = open_source(SourceSpec(source="hf", path="org/name"), folder)
-    assert source.size is None
-    assert [document.text for document in source.documents(Skipped())] == ["a", "b"]
+    for spec in (SourceSpec, TextSpec):
+        source = open_source(spec(source="hf", path="org/name"), folder)
+        assert source.size is None
+        assert [document.text for document in source.documents(Skipped())] == ["a", "b"]
 
 
 def look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
 from typing import Any
 
 import numpy as np
 
 from llm.generate.specs import Sampling
+from llm.report.pass_at_k import ks, pass_at_k
 from llm.train.grpo.prompts import Prompt
 from llm.train.grpo.sampling import Answering, mean_of_those_there, passed, step_key
 
@@ -54,8 +54,8 @@ def evaluate(
     if samples:
         groups = answering(params, prompts, sampling, key, samples, answering.watch("pass@k"))
         right_P = passed(groups).sum(1)
-        for k in [2**i for i in range(samples.bit_length())]:
+        for k in ks(samples):
             metrics[f"eval/pass_at_{k}"] = float(
-                np.mean([1 - comb(samples - c, k) / comb(samples, k) for c in right_P.tolist()])
+                np.mean([pass_at_k(samples, right, k) for right in right_P.tolist()])
             )
     return metrics

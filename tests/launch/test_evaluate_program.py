@@ -1,0 +1,154 @@
+"""launch/evaluate.py: from words to result.json, a report, a picture, and the model card."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose
+
+from launch.config import spec_from_config
+from launch.evaluate import evaluate_and_show
+from llm.core.spec import RefusedError
+from llm.data.bpe import build_tokenizer
+from llm.data.sources import open_source as open_documents
+from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.eval.specs import EvaluateSpec
+from llm.generate.language_model import load, save_hf
+from llm.hub.model_card import model_card
+from llm.hub.sources import open_source
+
+Evaluate = Callable[..., dict]
+
+
+@pytest.fixture
+def evaluate(tree: None, tiny: Path, tmp_path: Path) -> Evaluate:
+    """Evaluates in this process; gives result.json."""
+
+    def run(*words: str, folder: str = "evaluation") -> dict:
+        common = [
+            f"data.cache_dir={tiny / 'cache'}", "tracker.mode=disabled", "hardware=cpu",
+            f"hardware.compilation_cache={tiny / 'xla'}",
+        ]  # fmt: skip
+        spec = spec_from_config(compose("evaluate", [*common, *words]), EvaluateSpec)
+        evaluate_and_show(spec, tmp_path / folder)
+        return json.loads((tmp_path / folder / "result.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "model"
+    save_hf(load(str(trained_run)), folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forgotten(trained_run: Path) -> Iterator[None]:
+    """The run is shared among tests: nothing stays with it."""
+    yield
+    for path in (trained_run / "evaluations").glob("*"):
+        path.unlink()
+
+
+def test_a_run_on_its_own_data_and_its_export(
+    evaluate: Evaluate, trained_run: Path, exported: Path, tiny: Path, tmp_path: Path, capsys
+) -> None:
+    assert "## Evaluation" not in (exported / "README.md").read_text()
+    data = ["data.source=text", f"data.path={tiny / 'corpus'}", "data.eval_fraction=0.1"]
+    tokens = tmp_path / "tokens.parquet"
+    alone = evaluate(f"checkpoint={trained_run}", f"per_token={tokens}", folder="alone")
+    both = evaluate(f"checkpoint=[{trained_run},{exported}]", *data, "context=32", "stride=32")
+    own, again, theirs = alone["checkpoints"][0], *both["checkpoints"]
+    assert own["context"] == 32  # as it was trained
+    assert own["text"]["loss"] == pytest.approx(again["text"]["loss"], rel=1e-6)
+    assert own["text"]["loss"] == pytest.approx(theirs["text"]["loss"], rel=1e-5)
+    assert own["text"]["documents"] == 7 and own["text"]["split"] == "held_out"
+    # The run's own figure: its packed rows cut some documents, which leaves those a little less.
+    during = json.loads((trained_run / "result.json").read_text())["final"]
+    assert own["metrics"]["eval/loss"] == pytest.approx(during["eval/loss"], rel=0.05)
+    assert alone["final"] == own["metrics"]
+    table = pq.read_table(tokens).to_pydict()
+    assert -sum(table["log_prob"]) / len(table["log_prob"]) == pytest.approx(own["text"]["loss"])
+    # Files for people.
+    folder = tmp_path / "evaluation"
+    report = (folder / "report.md").read_text()
+    assert f"| `{exported}` | text:" in report and "![figures" in report
+    assert (folder / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert "eval/bits_per_byte" in capsys.readouterr().out
+    # The newest evaluation is on the card of the next export.
+    certificate = json.loads((exported / "certificate.json").read_text())
+    card = model_card(open_source(str(trained_run)), certificate)
+    assert "## Evaluation" in card and f"| eval/loss | {own['text']['loss']:.4g} |" in card
+
+
+def test_tasks_a_suite_and_lines_of_tokens(
+    evaluate: Evaluate, trained_run: Path, tiny: Path, tmp_path: Path, monkeypatch
+) -> None:
+    tracker = MagicMock()
+    monkeypatch.setattr("llm.eval.evaluation.WandbTracker", tracker)
+    questions = tmp_path / "words.jsonl"
+    record = {"question": "def", "choices": ["return", "日本"], "answer": 0}
+    questions.write_text(f"{json.dumps(record)}\n" * 3)
+    tokens = tmp_path / "tokens.jsonl"
+    result = evaluate(
+        f"checkpoint={trained_run}", "context=64", "limit=2", "shots=0", "suite=core",
+        f"tasks=[parity,'choices:parity',{questions}]", "samples=2", "max_new_tokens=4",
+        "data.source=text", f"data.path={tiny / 'corpus'}", "split=all", f"per_token={tokens}",
+    )  # fmt: skip
+    (own,) = result["checkpoints"]
+    assert set(own["tasks"]) == {"parity", "choices:parity", "words"}
+    assert set(own["tasks"]["parity"]["pass_at"]) == {"1", "2"}
+    assert own["tasks"]["words"]["questions"] == 2 and own["metrics"]["eval/words/accuracy"] == 1
+    assert len(own["suites"]["core"]["tasks"]) == 12
+    # W&B gets the same figures, in a run of its own kind.
+    assert tracker.call_args[0][0].job_type == "eval"
+    tracker().log.assert_called_once_with(0, {"tokens": 0, **own["metrics"]})
+    lines = [json.loads(line) for line in tokens.read_text().splitlines()]
+    assert len(lines) == own["text"]["tokens"] and {line["checkpoint"] for line in lines} == {
+        str(trained_run)
+    }
+    assert [line["position"] for line in lines[:3]] == [1, 2, 3]
+    text = "".join(line["token"] for line in lines if line["document"] == lines[0]["document"])
+    assert text.removesuffix("<|endoftext|>") in [
+        path.read_text() for path in (tiny / "corpus").iterdir()
+    ]
+
+
+def test_what_does_not_belong_together_is_refused(
+    evaluate: Evaluate, trained_run: Path, exported: Path, tiny: Path, tmp_path: Path
+) -> None:
+    source = open_documents(SourceSpec(source="text", path=str(tiny / "corpus")), tiny / "cache")
+    other = build_tokenizer(TokenizerSpec(vocab_size=270), [source], [1.0], tiny / "cache")
+    (tmp_path / "tokenizer.json").write_text(other.to_hf_json())
+    same = f"data.tokenizer.path={trained_run / 'tokenizer.json'}"
+    checkpoint = f"checkpoint={trained_run}"
+    text = ["data.source=text", f"data.path={tiny / 'corpus'}"]
+    for words, message in [
+        ([checkpoint, f"data.tokenizer.path={tmp_path}"], r"is another tokenizer than that of"),
+        ([checkpoint, same, "context=65"], r"context=65: .* sees 64 tokens at most"),
+        ([checkpoint, "stride=33"], r"stride=33: longer than the context of .*, 32"),
+        ([checkpoint, "stride=9", "context=8"], r"stride=9: longer than context=8"),
+        ([checkpoint, "per_token=tokens.csv"], r"expected a name that ends in .parquet or .jsonl"),
+        ([checkpoint, "data.path=x"], r"data.path=x: is read with a source"),
+        ([checkpoint, "data.loss_on=assistant", *text], r"has no chat template"),
+        ([checkpoint, "chat=always", "tasks=[parity]"], r"has no chat template"),
+        ([checkpoint, "tasks=[parity,parity]"], r"each once"),
+        ([checkpoint, "tasks=[paritty]"], r"^tasks=paritty: no such kind of task"),
+        ([checkpoint, "lm_eval=[no.yaml]"], r"lm_eval=no.yaml: cannot be read"),
+        ([f"checkpoint=[{trained_run},{trained_run}]"], r"expected one or more, each once"),
+        ([f"checkpoint={exported}"], r"what it was trained on is not known here; name a text"),
+    ]:
+        with pytest.raises(RefusedError, match=message):
+            evaluate(*words)
+    assert not (tmp_path / "evaluation" / "result.json").exists()
+
+
+def test_bad_words_leave_nothing_behind(command, tmp_path: Path) -> None:
+    done = command("checkpoint=nowhere", script="evaluate.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Refused: checkpoint=nowhere: no such folder")
+    assert not any(tmp_path.iterdir())
