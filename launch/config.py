@@ -32,6 +32,7 @@ from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.plan.specs import PlanSpec
+from llm.report.specs import DashboardSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
 from llm.train.journey_spec import JourneySpec
@@ -63,6 +64,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "export": ExportSpec,
         "tokenizer": TokenizerTrainingSpec,
         "journey": JourneySpec,
+        "dashboard": DashboardSpec,
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
@@ -236,16 +238,16 @@ def start_logging(level: str = "INFO", prefix: str = "") -> None:
 
 
 class RefuseWords(Callback):
-    """Checks the words of a plan before Hydra creates its folder."""
+    """Checks the words of a plan or a dashboard before Hydra creates its folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the folder."""
         try:
-            hardware = spec_from_config(config, PlanSpec).hardware
-            if hardware.device == "gpu":
+            spec = spec_from_config(config, Spec)
+            if isinstance(spec, PlanSpec) and spec.hardware.device == "gpu":
                 from llm.plan.target import target_by_name
 
-                target_by_name(hardware)
+                target_by_name(spec.hardware)
         except RefusedError as error:
             refuse(error)
 

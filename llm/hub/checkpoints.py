@@ -32,6 +32,16 @@ class Restored:
     meta: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A finished checkpoint."""
+
+    folder: Path
+    step: int
+    score: float | None
+    """How bad the held-out metrics were, if they were measured."""
+
+
 class Checkpoints:
     """The checkpoints in one folder."""
 
@@ -51,6 +61,8 @@ class Checkpoints:
                 )
             )
         options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[_METRIC],  # without it scores are not written to disk
+            best_mode="min",
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
@@ -60,6 +72,21 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def newest(self) -> Kept | None:
+        """The one of the latest step."""
+        steps = self.steps()
+        return self._kept(steps[-1]) if steps else None
+
+    def best(self) -> Kept | None:
+        """The one with the lowest score; None if none has a score."""
+        kept = [self._kept(step) for step in self.steps()]
+        scores = {one: one.score for one in kept if one.score is not None}
+        return min(scores, key=lambda one: scores[one]) if scores else None
+
+    def _kept(self, step: int) -> Kept:
+        metrics = self._manager.metrics(step)
+        return Kept(self._folder / str(step), step, metrics[_METRIC] if metrics else None)
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any], *, score: float | None) -> None:
         """Begin to save; returns as soon as the arrays are copied off the device.

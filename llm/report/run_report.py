@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,7 @@ class RunReport:
         self.folder = folder
         self.tracker_id = tracker_id or new_run_id()
         resumed = start_step > 0 if resumed is None else resumed
-        self._started, self._closed = now(), False
+        self._started, self._closed, self._diverged = now(), False, False
         self._step, self._tokens = start_step, start_tokens
         self._start = {"start_step": start_step, "start_tokens": start_tokens}
         self._title, self._next_commands = title, list(next_commands)
@@ -76,9 +77,11 @@ class RunReport:
         for event in self._metrics.kept:
             self._scores.add(event["step"], event)
         self._tracker = WandbTracker(
-            tracker, folder, run_id=self.tracker_id, title=title, resumed=resumed,
+            tracker, folder, run_id=self.tracker_id, title=title,
             config={**config, "lineage": lineage},
+            resumed_at=start_step if resumed else None, past=self._metrics.kept,
         )  # fmt: skip
+        self._parent, self._alerts = lineage.get("parent"), tracker.alerts
         self._progress = ProgressLine(title, total_steps, start_step, start_tokens)
 
     def log(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
@@ -101,6 +104,7 @@ class RunReport:
         for name in ("eval/loss", "eval/accuracy"):
             if name in metrics:
                 self.say(_evaluation_line(step, metrics, name, best=name in improved))
+        self._diverged = not math.isfinite(metrics.get("train/loss", 0.0))
         # Last, since it wakes the W&B thread: that runs while this one waits for the device.
         self._tracker.log(step, {"tokens": tokens, **metrics})
 
@@ -136,6 +140,16 @@ class RunReport:
             step, "completions", ["step", *rows[0]], [[step, *row.values()] for row in rows]
         )
 
+    def checkpoint(self, folder: Path, alias: str, metadata: Mapping[str, Any]) -> None:
+        """Tell W&B where a checkpoint lies; it is not uploaded.
+
+        Args:
+            folder: of the checkpoint.
+            alias: what it is known as, for instance best.
+            metadata: what to say of it, as JSON data.
+        """
+        self._tracker.checkpoint(folder, alias, metadata)
+
     def say(self, message: str) -> None:
         """Print a line above the progress line, and into run.log."""
         logger.info("{}", message)
@@ -159,6 +173,12 @@ class RunReport:
         if self._closed:
             return
         self._closed = True
+        if self._parent:
+            self._tracker.descends_from(self._parent)
+        if self._alerts:
+            text = f"step {self._step:,}, {self.folder}" + (f": {error}" if error else "")
+            word = "diverged" if self._diverged else status
+            self._tracker.alert(f"{self._title} {word}", text, bad=status == "failed")
         self._tracker.finish(exit_code=1 if status == "failed" else 0)
         self._progress.close()
         self._metrics.close()

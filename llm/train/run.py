@@ -37,6 +37,7 @@ from llm.train.step_trace import StepTrace
 from llm.train.stopping import StopSignal
 from llm.train.trainable import n_frozen_matmul, split
 from llm.train.trainer import Source, Workbench
+from llm.train.variant import variant
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ class _Run:
             finally:
                 source.close()
             with self.ledger("checkpoint"):
-                checkpoints.close()
+                checkpoints.wait()
+            _tell_checkpoints(checkpoints, report)
+            checkpoints.close()
         except BaseException as error:
             report.finish("failed", error=error, ledger=self.ledger.totals())
             raise
@@ -191,8 +194,6 @@ class _Run:
         self, parent: dict[str, Any] | None, restored: Restored | None, n_params: int
     ) -> RunReport:
         experiment = self.experiment
-        config = experiment.to_json()
-        devices, memory = self.machine.device_names(), self.machine.memory_gib()
         lineage = {"parent": parent, "data": self.trainer.fingerprint}
         record = self.folder / "run.json"
         begun = read_json(record) if record.exists() else None
@@ -201,7 +202,11 @@ class _Run:
         report = RunReport(
             self.folder,
             tracker=experiment.tracker,
-            config=config,
+            config={
+                **experiment.to_json(),
+                "variant": variant(experiment, self.overrides),
+                "parameters": n_params,
+            },
             lineage=lineage,
             title=experiment.name,
             total_steps=experiment.trainer.steps,
@@ -215,13 +220,31 @@ class _Run:
                 else f'python launch/generate.py checkpoint={self.folder} prompt="..."'
             ],
         )
+        try:
+            self._record(report, begun, parent, restored, n_params)
+        except BaseException as error:  # else W&B would show it as running for ever
+            report.finish("failed", error=error)
+            raise
+        return report
+
+    def _record(
+        self,
+        report: RunReport,
+        begun: dict[str, Any] | None,
+        parent: dict[str, Any] | None,
+        restored: Restored | None,
+        n_params: int,
+    ) -> None:
+        """Write run.json, or that the run goes on; say what is trained, and where."""
+        experiment = self.experiment
+        devices, memory = self.machine.device_names(), self.machine.memory_gib()
         if begun:
             note_resume(self.folder, step=restored.step if restored else 0, devices=devices)
         else:
             write_run(
                 self.folder,
                 title=experiment.name,
-                specs=config,
+                specs=experiment.to_json(),
                 overrides=self.overrides,
                 devices=devices,
                 data=self.trainer.fingerprint,
@@ -243,7 +266,6 @@ class _Run:
         n_trained = _count(trained)
         some = f", of which {n_trained:,} are trained," if n_trained < n_params else ""
         report.say(f"{self.model.name}: {n_params:,} parameters{some} on {where}")
-        return report
 
     def _loop(
         self,
@@ -314,6 +336,14 @@ class _Run:
             saved=restored.step if restored else None,
         )
         return loop, work.source
+
+
+def _tell_checkpoints(checkpoints: Checkpoints, report: RunReport) -> None:
+    """Where the best and the newest checkpoint are; often they are one."""
+    best, newest = checkpoints.best(), checkpoints.newest()
+    for alias, kept in (("best", best), ("newest", newest if newest != best else None)):
+        if kept is not None:
+            report.checkpoint(kept.folder, alias, {"step": kept.step, "score": kept.score})
 
 
 def _count(params: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,7 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
             f"trainer.steps={steps}: the run in {folder} has {least} of them; they may grow but "
             "not shrink"
         )
-    for config in (now, before):
-        for key in ("trainer.steps", *_FREE):
-            part, _, leaf = key.rpartition(".")
-            (config[part] if part else config).pop(leaf)
+    before, now = (defining(config, free=["trainer.steps"]) for config in (before, now))
     difference = _first_difference(before, now, "")
     if difference:
         key, old, new = difference
@@ -54,6 +52,20 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
             f"{key}={new}: the run in {folder} was started with {key}={old}; a continued run "
             "keeps its configuration (start a new one, with init_from if you want its weights)"
         )
+
+
+def defining(specs: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
+    """The part of an experiment's specs that decides what is computed.
+
+    Args:
+        specs: `ExperimentSpec.to_json()`.
+        free: further keys to leave out.
+    """
+    kept = {k: dict(v) if isinstance(v, dict) else v for k, v in specs.items()}
+    for key in (*free, *_FREE):
+        part, _, leaf = key.rpartition(".")
+        (kept[part] if part else kept).pop(leaf)
+    return kept
 
 
 def _steps_done(folder: Path) -> int:

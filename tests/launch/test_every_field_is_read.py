@@ -24,6 +24,7 @@ from hydra import compose
 from launch.chat import main as chat
 from launch.config import SCHEMAS, spec_from_config
 from launch.evaluate import evaluate_and_show
+from launch.dashboard import make as make_dashboard
 from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
@@ -40,7 +41,7 @@ from llm.eval.specs import EvaluateSpec, ExpectedTokenizerSpec, TextSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.plan.check import check_fits
 from llm.plan.specs import PlanSpec
-from llm.report.specs import TrackerSpec
+from llm.report.specs import DashboardSpec, TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.grpo.reference import mover_of
 from llm.train.grpo.spec import GRPOSpec
@@ -123,6 +124,7 @@ def test_a_field_that_nobody_reads_is_found() -> None:
     assert unread({Lamp}, reads) == ["Lamp.colour"]
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # in wandb_workspaces
 def test_every_field_of_every_spec_is_read(
     composed_generation, experiment, tiny_words, tmp_path: Path, trained_run: Path, monkeypatch
 ) -> None:
@@ -161,6 +163,8 @@ def test_every_field_of_every_spec_is_read(
         (tmp_path / "plan").mkdir()
         words = [*tiny_words, "model.n_heads=2", "hardware=cpu", "hardware.memory_gib=1"]
         plan(spec_from_config(compose("plan", words), PlanSpec), tmp_path / "plan")
+        words = ["project=p", "dry_run=true"]
+        make_dashboard(spec_from_config(compose("dashboard", words), DashboardSpec), tmp_path)
         mover_of(GRPOSpec(reference="periodic", kl_weight=0.1))
         for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
             words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]

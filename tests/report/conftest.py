@@ -41,6 +41,7 @@ def make_report(tmp_path):
         path.mkdir(exist_ok=True)
         settings = {"config": {"model": {"n_layers": 2}}, "lineage": {"parent": None}}
         settings |= {"title": "pretrain gpt", "total_steps": 20}
-        return RunReport(path, tracker=TrackerSpec(mode=mode), **(settings | changes))
+        settings |= {"tracker": TrackerSpec(mode=mode)}
+        return RunReport(path, **(settings | changes))
 
     return make

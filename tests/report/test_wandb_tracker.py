@@ -123,7 +123,7 @@ def test_everything_queued_is_sent_before_the_end(make, fake_run):
 
 def test_resume_asks_for_the_same_run(make, fake_run):
     wandb = FakeWandb(fake_run)
-    tracker = make(wandb, resumed=True)
+    tracker = make(wandb, resumed_at=4)
     tracker.finish(0)
     assert tracker.wait(5)
     assert (wandb.asked[0]["id"], wandb.asked[0]["resume"]) == ("id", "allow")
