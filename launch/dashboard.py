@@ -51,6 +51,7 @@ def save(spec: DashboardSpec) -> str:
         RefusedError: not logged in, or W&B does not take it.
     """
     import wandb
+
     from llm.report.dashboard import dashboard
 
     if not wandb.login(prompt=False, verify=False):

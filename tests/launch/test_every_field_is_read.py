@@ -23,8 +23,8 @@ from hydra import compose
 
 from launch.chat import main as chat
 from launch.config import SCHEMAS, spec_from_config
-from launch.evaluate import evaluate_and_show
 from launch.dashboard import make as make_dashboard
+from launch.evaluate import evaluate_and_show
 from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
