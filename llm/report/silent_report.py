@@ -35,6 +35,9 @@ class SilentReport(RunReport):
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Nothing."""
 
+    def checkpoint(self, folder: Path, alias: str, metadata: Mapping[str, Any]) -> None:
+        """Nothing."""
+
     def say(self, message: str) -> None:
         """Nothing."""
 
