@@ -1,4 +1,4 @@
-"""The spec of experiment tracking."""
+"""The specs of experiment tracking and of reports."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ class TrackerSpec(Spec):
         bad = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
         if bad:
             raise RefusedError(f"tags={bad[0]!r}: expected 1 to 64 characters, got {len(bad[0])}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSpec(Spec):
+    """A look at what there is of a run or a sweep."""
+
+    folder: str = knob(doc="of a run or a sweep; last: the newest run")
+    follow: bool = knob(False, "show how it goes on until it ends, in the terminal, then report")
