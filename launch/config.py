@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +75,11 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
 
 def register() -> None:
     """Tell Hydra the schemas and OmegaConf our resolvers (once per process is enough)."""
+    # Our options of hydra/launcher bear the names of the plugins' own, to which they add; Hydra 1.3
+    # does as it did before, but says that later versions will not.
+    warnings.filterwarnings(
+        "ignore", r"\s*'hydra/.*is validated against ConfigStore schema with the same name"
+    )
     store = ConfigStore.instance()
     for group, specs in SCHEMAS.items():
         for name, spec in specs.items():

@@ -93,6 +93,8 @@ def _train(cfg: DictConfig, hydra: Any, folder: Path, stop: StopSignal) -> tuple
     from llm.train.run import run
 
     experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # this job was queued again
+        experiment = experiment.replace(resume="true")
     tracker = experiment.tracker
     experiment = experiment.replace(
         tracker=tracker.replace(

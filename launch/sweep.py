@@ -23,7 +23,7 @@ from launch.config import (
     start_logging,
 )
 from launch.job import RECORD, pinned, signals
-from launch.parallel import launcher_name
+from launch.parallel import jobs_at_once, launcher_name
 from launch.points import Points, points_of, value_of
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json, write_json
@@ -49,6 +49,7 @@ def begin(config: DictConfig) -> None:
         words = [str(word) for word in config.hydra.overrides.task]
         hydra_words = [str(word) for word in config.hydra.overrides.hydra]
         _check_plugins(config)
+        _settle_optuna(config, hydra_words)
         _name_by(points.swept, config)
         experiments, pins = _checked(points, config, folder, before.get("last") or {})
         _check_sweeper(config, points, experiments[0])
@@ -135,6 +136,22 @@ def _installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
         return False
+
+
+def _settle_optuna(config: DictConfig, words: Sequence[str]) -> None:
+    """What we would have instead of its defaults, unless the words say otherwise.
+
+    An option of ours cannot bear the name of one that has a defaults list.
+    """
+    if not str(config.hydra.sweeper._target_).endswith(".OptunaSweeper"):
+        return
+    ours = {
+        "max_failure_rate": 1.0,  # a run that fails is a point like others
+        "n_jobs": jobs_at_once(config.hydra.launcher),  # proposed together
+    }
+    for key, value in ours.items():
+        if not any(word.startswith(f"hydra.sweeper.{key}=") for word in words):
+            config.hydra.sweeper[key] = value
 
 
 def _name_by(swept: Sequence[str], config: DictConfig) -> None:

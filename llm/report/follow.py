@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm.report.numbers import clock, number, si
-from llm.report.sweep_folder import Point, is_sweep, read_run, read_sweep
+from llm.report.sweep_folder import Point, brief, is_sweep, read_run, read_sweep
 
 _LEAST_PAUSE = 2.0  # seconds between two looks
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -57,7 +57,7 @@ def _sweep(folder: Path) -> tuple[Any, bool]:
         value = point.value(sweep.objective)
         table.add_row(
             Text(point.status, _COLOURS.get(point.status, "")),
-            *(point.words.get(key, "") for key in sweep.swept),
+            *(brief(point.words.get(key, "")) for key in sweep.swept),
             _steps(point),
             si(point.history.tokens),
             number(value),

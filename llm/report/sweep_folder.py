@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,12 @@ class Point:
     def setting(self) -> tuple[tuple[str, str], ...]:
         """What the point is besides its seed."""
         return tuple((key, value) for key, value in self.words.items() if key != SEED)
+
+    @property
+    def seed(self) -> str:
+        """What tells it from others of its setting."""
+        of_run = (self.run.get("specs") or {}).get(SEED, self.folder)
+        return self.words.get(SEED, str(of_run))
 
     @property
     def error(self) -> str | None:
@@ -145,7 +152,7 @@ class Sweep:
         for words, points in settings.items():
             values = {
                 # The same setting and seed twice is one measurement, not two.
-                point.words.get(SEED, str(point.folder)): value
+                point.seed: value
                 for point in points
                 if (value := point.value(self.objective, self.tokens)) is not None
             }
@@ -161,7 +168,15 @@ class Sweep:
 
     def label(self, words: tuple[tuple[str, str], ...]) -> str:
         """A setting in few words."""
-        return ", ".join(f"{self.short(k)}={v}" for k, v in words) or "all"
+        return ", ".join(f"{self.short(k)}={brief(v)}" for k, v in words) or "all"
+
+
+def brief(value: str) -> str:
+    """A word's value for people: of a number that a sweeper drew, four digits."""
+    with suppress(ValueError):
+        if len(value) > 8:
+            return f"{float(value):.4g}"
+    return value
 
 
 def is_sweep(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from llm.report.importance import Effect, effects
 from llm.report.json_files import write_atomic
 from llm.report.markdown import duration, fenced, table
 from llm.report.numbers import number, si
-from llm.report.sweep_folder import SEED, Point, Setting, Sweep, read_sweep
+from llm.report.sweep_folder import SEED, Point, Setting, Sweep, brief, read_sweep
 from llm.report.sweep_plots import draw_sweep_curves, draw_sweep_map
 
 _ORDER = ("finished", "running", "stopped", "failed", "killed", "waiting")
@@ -67,7 +67,7 @@ def show_sweep(sweep: Sweep) -> None:
         rows.add_column(sweep.short(field), overflow="fold")
     rows.add_column(_value_name(sweep), justify="right")
     for place, setting in enumerate(sweep.ranked[:_SHOWN], 1):
-        cells = [dict(setting.words).get(field, "") for field in sweep.fields]
+        cells = [brief(dict(setting.words).get(field, "")) for field in sweep.fields]
         rows.add_row(str(place), *cells, _value(setting), style="bold" if place == 1 else "")
     if sweep.ranked:
         console.print(rows)
@@ -136,7 +136,7 @@ def _ranking_section(sweep: Sweep) -> str:
     rows = []
     for place, setting in enumerate(sweep.ranked, 1):
         own = dict(setting.words)
-        row = [str(place), *(own.get(field, "") for field in sweep.fields), _value(setting)]
+        row = [str(place), *(brief(own.get(field, "")) for field in sweep.fields), _value(setting)]
         if not sweep.even:
             ends = [p.value(sweep.objective) for p in setting.points]
             tokens = max(p.history.tokens for p in setting.points)
@@ -226,7 +226,7 @@ def _missing_section(sweep: Sweep) -> str:
     ):
         rows = [
             (
-                " ".join(f"{sweep.short(k)}={v}" for k, v in point.words.items()) or "-",
+                sweep.label(tuple(point.words.items())),
                 point.status,
                 f"{point.result.get('step') or point.history.step:,}",
                 point.error or "",
