@@ -26,6 +26,7 @@ from launch.export import main as export
 from launch.generate import main as generate_text
 from launch.help import CONF
 from launch.plan import plan
+from launch.report import report
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
@@ -35,7 +36,7 @@ from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.plan.check import check_fits
 from llm.plan.specs import PlanSpec
-from llm.report.specs import TrackerSpec
+from llm.report.specs import ReportSpec, TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.grpo.reference import mover_of
 from llm.train.grpo.spec import GRPOSpec
@@ -160,6 +161,7 @@ def test_every_field_of_every_spec_is_read(
             trainer = experiment(*words).trainer
             trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
         generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
+        report(ReportSpec(folder=str(trained_run), follow=True))
         talk_and_export(trained_run, tmp_path, monkeypatch)
         for model in ("gpt2", "llama"):
             assert experiment("init_from=pretrained", f"model={model}").first_weights

@@ -7,22 +7,21 @@ from pathlib import Path
 def test_a_sweep_with_a_crash_ends_in_a_report_and_goes_on(
     command, tiny_words, tmp_path: Path
 ) -> None:
-    """Of two settings one diverges; then the sweep is continued."""
+    """Of two points one diverges; then the sweep is continued."""
     words = [*tiny_words[:-1], "model.n_heads=2", "trainer/optimizer=optax", "eval.every=1"]
     words += ["trainer.grad_clip=null", "trainer.optimizer.optimizer=sgd", "trainer.steps=3"]
-    swept = ["trainer.optimizer.lr=0.1,1e30", "seed=0,1", "hydra.sweep.dir=sweep"]
+    swept = ["trainer.optimizer.lr=0.1,1e30", "seed=1", "hydra.sweep.dir=sweep"]
     done = command("-m", *words, *swept, WANDB_MODE="offline")
     assert done.returncode == 1, done.stderr
-    assert "2 finished, 2 failed" in done.stdout
+    assert "1 finished, 1 failed" in done.stdout
     assert "DivergedError: train/loss is" in done.stdout
     folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    rates = ["0.1", "0.1", "1e+30", "1e+30"]
-    names = [f"seed={i % 2},trainer.optimizer.lr={lr}" for i, lr in enumerate(rates)]
+    names = [f"trainer.optimizer.lr={lr}" for lr in ("0.1", "1e+30")]
     assert [folder.name for folder in folders] == [f"{i}-{name}" for i, name in enumerate(names)]
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
-    assert [result["status"] for result in results] == ["finished"] * 2 + ["failed"] * 2
+    assert [result["status"] for result in results] == ["finished", "failed"]
     runs = [json.loads((folder / "run.json").read_text()) for folder in folders]
-    assert [run["specs"]["seed"] for run in runs] == [0, 1, 0, 1]
+    assert [run["specs"]["seed"] for run in runs] == [1, 1]
     assert {run["specs"]["tracker"]["group"] for run in runs} == {"sweep"}
     assert [run["specs"]["tracker"]["name"] for run in runs] == names
     # One W&B run in each folder, with an id of its own.
@@ -31,13 +30,13 @@ def test_a_sweep_with_a_crash_ends_in_a_report_and_goes_on(
         for folder in folders
     ]
     assert tracked == [[run["tracker_id"]] for run in runs]
-    assert len({run["tracker_id"] for run in runs}) == 4
-    assert "| lr=1e+30, seed=0 | failed |" in (tmp_path / "sweep" / "report.md").read_text()
+    assert len({run["tracker_id"] for run in runs}) == 2
+    assert "| lr=1e+30 | failed |" in (tmp_path / "sweep" / "report.md").read_text()
 
-    before = {p: p.stat().st_mtime_ns for f in folders[:2] for p in f.glob("*.json*")}
+    before = {p: p.stat().st_mtime_ns for f in folders[:1] for p in f.glob("*.json*")}
     done = command("resume=sweep", WANDB_MODE="disabled")
     assert done.returncode == 1
-    assert done.stderr.count("is finished already.") == 2
+    assert done.stderr.count("is finished already.") == 1
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
