@@ -98,7 +98,11 @@ def lineage_section(folder: Path) -> str:
     first = stages[0].run.get("parent") if stages else None
     if len(stages) < 2 and not first:
         return ""
-    lines = ["## Lineage", "", table(list(_rows(stages)), ("", "", "tokens", "time", "result"))]
+    lines = [
+        "## Lineage",
+        "",
+        table(list(_rows(stages)), ("", "", "tokens", "time", "result"), numbers=False),
+    ]
     if len(stages) > 1 and draw_lineage(stages, folder / "lineage.png"):
         lines += ["", "![curves of all stages, one after the other](lineage.png)"]
     return "\n".join(lines)

@@ -13,12 +13,21 @@ def duration(seconds: float) -> str:
     return clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """A table; nothing if there are no rows."""
+def table(
+    rows: Iterable[tuple[str, ...]], header: tuple[str, ...], *, numbers: bool | None = None
+) -> str:
+    """A table; nothing if there are no rows.
+
+    Args:
+        rows: cells, as many as the header has.
+        header: titles of the columns.
+        numbers: all columns but the first hold numbers; by default if there are more than two.
+    """
     body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     if not body:
         return ""
-    align = ["---", *["---:" if len(header) > 2 else "---"] * (len(header) - 1)]
+    right = len(header) > 2 if numbers is None else numbers
+    align = ["---", *["---:" if right else "---"] * (len(header) - 1)]
     return "\n".join(f"| {line} |" for line in (" | ".join(header), " | ".join(align), *body))
 
 

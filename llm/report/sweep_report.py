@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import box
@@ -198,18 +198,15 @@ def _effects_section(sweep: Sweep) -> str:
             "",
             note,
             "",
-            _aligned(rows, ("field", "share", "means, best first")),
+            table(rows, ("field", "share", "means, best first"), numbers=False),
         ]
     )
 
 
-def _aligned(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """A table whose last column is text, too."""
-    return table(rows, header).replace("| ---: | ---: |", "| ---: | --- |", 1)
-
-
 def _share(effect: Effect) -> str:
-    return "cannot be told" if effect.share is None else f"{effect.share:.0%}"
+    if effect.share is None:
+        return "cannot be told"
+    return f"{effect.share:.0%}" if effect.share < 0.995 else "> 99%"
 
 
 def _means(effect: Effect, sign: int) -> str:
@@ -235,7 +232,7 @@ def _missing_section(sweep: Sweep) -> str:
             for point in sweep.with_status(*statuses)
         ]
         if rows:
-            text = table(rows, ("point", "", "step", "why", ""))
+            text = table(rows, ("point", "", "step", "why", ""), numbers=False)
             parts.append(f"## {title}\n\n{text}")
     return "\n\n".join(parts)
 
