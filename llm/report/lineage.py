@@ -12,14 +12,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from llm.report.history import History
 from llm.report.json_files import read_json
 from llm.report.markdown import duration, one_line, table
 from llm.report.metrics_file import NAME
 from llm.report.numbers import number, si
-from llm.report.plots import DPI, INK, QUIET, WIDTH, dress, scale, smooth, thin_out, tick
+from llm.report.plots import DPI, INK, QUIET, WIDTH, dress, scale, smooth, thin_out
 
 _COLOURS = ("#2563a8", "#d9600f", "#2a8a57", "#7a4fa3", "#b8860b")
 _PANELS = (
@@ -52,6 +51,11 @@ class Stage:
         """How it was trained."""
         specs = self.run.get("specs") or {}
         return str((specs.get("trainer") or {}).get("name") or self.run.get("title") or "run")
+
+    @property
+    def steps(self) -> int:
+        """Done by the time the next stage took its weights."""
+        return self.history.step if self.until is None else self.until
 
     @property
     def tokens(self) -> int:
@@ -136,12 +140,11 @@ def _vocabulary(stage: Stage) -> int | None:
 
 
 def draw_lineage(stages: list[Stage], path: Path) -> bool:
-    """The curves of all stages against the tokens of all of them together.
+    """The curves of all stages side by side, equally wide: their tokens differ by far.
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
     """
-    begins = np.cumsum([0, *(stage.tokens for stage in stages)])
     panels = [
         (title, name, lines)
         for title, name in _PANELS
@@ -162,35 +165,34 @@ def draw_lineage(stages: list[Stage], path: Path) -> bool:
         for i, at, values in lines:
             smoothed = smooth(values) if values.size >= 20 and name.startswith("train/") else values
             axes.plot(
-                *thin_out(begins[i] + at, smoothed), color=_COLOURS[i % len(_COLOURS)],
+                *thin_out(i + at, smoothed), color=_COLOURS[i % len(_COLOURS)],
                 linewidth=1.9, marker="o" if values.size <= 30 else "", markersize=4,
             )  # fmt: skip
         scale(axes, np.concatenate([v for _, _, v in lines]), from_zero=False, tall=True)
-        for border in begins[1:-1]:
-            axes.axvline(float(border), color=QUIET, linewidth=0.9, linestyle=(0, (4, 4)))
-    top = grid[0, 0]
-    for i, stage in enumerate(stages):
-        top.text(
-            float(begins[i]), 1.0, f" {stage.trainer}", transform=top.get_xaxis_transform(),
-            ha="left", va="top", fontsize=10.5, fontweight="bold",
-            color=_COLOURS[i % len(_COLOURS)],
-        )  # fmt: skip
-    bottom = grid[-1, 0]
-    bottom.set_xlim(0, float(begins[-1]) * 1.01 or 1.0)
-    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    bottom.xaxis.set_major_locator(MaxNLocator(8))
-    bottom.set_xlabel("tokens, all stages together", color=QUIET, fontsize=11)
+        for border in range(1, len(stages)):
+            axes.axvline(border, color=QUIET, linewidth=0.9, linestyle=(0, (4, 4)))
+    grid[-1, 0].set_xlim(0, len(stages))
+    grid[-1, 0].set_xticks([i + 0.5 for i in range(len(stages))], [_amount(s) for s in stages])
+    grid[-1, 0].tick_params(axis="x", length=0, labelsize=10.5)
     figure.savefig(path, format="png")
     return True
 
 
+def _amount(stage: Stage) -> str:
+    tokens = f", {si(stage.tokens)} tokens" if stage.tokens else ""
+    return f"{stage.trainer}\n{stage.steps:,} steps{tokens}"
+
+
 def _line(stage: Stage, name: str) -> Iterator[tuple[Any, Any]]:
-    """The curve as far as the next stage inherited it. A policy's loss says nothing to people."""
+    """The curve as far as the next stage inherited it, its end at 1.
+
+    A policy's loss says nothing to people.
+    """
     if name.startswith("train/") and stage.history.has_rewards:
         return
-    curve = stage.history.curve(name)
+    curve = stage.history.curve(name, "steps")
     if curve is not None:
         at, values = curve.finite.at, curve.finite.values
-        good = at <= stage.tokens
+        good = at <= stage.steps
         if good.any():
-            yield at[good], values[good]
+            yield at[good] / max(stage.steps, 1), values[good]

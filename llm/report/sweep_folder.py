@@ -72,18 +72,24 @@ class Point:
         """Wall time of its last part."""
         return float(sum((self.result.get("ledger") or {}).values()))
 
-    def value(self, objective: Objective, tokens: float = math.inf) -> float | None:
-        """The objective after so many tokens, if need be between two measurements."""
-        curve = self.history.curve(objective.metric)
+    def done(self, unit: str) -> float:
+        """How far it came, in `tokens` or `steps`."""
+        return float(self.history.tokens if unit == "tokens" else self.history.step)
+
+    def value(
+        self, objective: Objective, amount: float = math.inf, unit: str = "tokens"
+    ) -> float | None:
+        """The objective after so many tokens or steps, if need be between two measurements."""
+        curve = self.history.curve(objective.metric, unit)
         if curve is None or not curve.finite.values.size:
             return None
         at, values = curve.finite.at, curve.finite.values
-        if at[0] > tokens:
+        if at[0] > amount:
             return None
         if objective.best:
-            until = values[at <= tokens]
+            until = values[at <= amount]
             return float(until.min() if objective.sign < 0 else until.max())
-        return float(np.interp(tokens, at, values))
+        return float(np.interp(amount, at, values))
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Setting:
     words: tuple[tuple[str, str], ...]
     points: list[Point]
     values: list[float]
-    """The objective of each point, at equal tokens."""
+    """The objective of each point, after equal amounts of training."""
 
     @property
     def mean(self) -> float:
@@ -132,15 +138,24 @@ class Sweep:
         return [point for point in finished if point.value(self.objective) is not None]
 
     @cached_property
-    def tokens(self) -> float:
-        """After so many tokens points are compared: what all of them have done."""
-        return min((float(p.history.tokens) for p in self.compared), default=0.0)
+    def unit(self) -> str:
+        """What training is measured in: of a policy's tokens only some count, so by `steps`."""
+        return "steps" if any(p.history.has_rewards for p in self.compared) else "tokens"
+
+    @cached_property
+    def amount(self) -> float:
+        """After so many tokens or steps points are compared: what all of them have done."""
+        return min((point.done(self.unit) for point in self.compared), default=0.0)
+
+    def value(self, point: Point) -> float | None:
+        """What a point is compared by."""
+        return point.value(self.objective, self.amount, self.unit)
 
     @property
     def even(self) -> bool:
-        """All points that are compared did as many tokens."""
-        most = max((float(p.history.tokens) for p in self.compared), default=0.0)
-        return most <= self.tokens * 1.01
+        """All points that are compared did as much."""
+        most = max((point.done(self.unit) for point in self.compared), default=0.0)
+        return most <= self.amount * 1.01
 
     @cached_property
     def ranked(self) -> list[Setting]:
@@ -154,7 +169,7 @@ class Sweep:
                 # The same setting and seed twice is one measurement, not two.
                 point.seed: value
                 for point in points
-                if (value := point.value(self.objective, self.tokens)) is not None
+                if (value := self.value(point)) is not None
             }
             if values:
                 found.append(Setting(words, points, list(values.values())))

@@ -45,13 +45,16 @@ _NAMED = 8  # curves with a name and a colour of their own; of more, the best on
 
 
 def draw_sweep_curves(sweep: Sweep, path: Path) -> bool:
-    """The objective and the training loss of all settings against tokens, means over seeds.
+    """The objective and the training loss of all settings against training, means over seeds.
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
     """
-    names = dict.fromkeys([sweep.objective.metric, "train/loss"])
-    panels = [name for name in names if any(_curves(s, name) for s in sweep.ranked)]
+    second = (
+        "reward/mean" if sweep.unit == "steps" else "train/loss"
+    )  # a policy's loss says nothing
+    names = dict.fromkeys([sweep.objective.metric, second])
+    panels = [name for name in names if any(_curves(sweep, s, name) for s in sweep.ranked)]
     if not panels:
         return False
     figure = _figure(3.9 * len(panels) + 0.6, f"{sweep.folder.resolve().name}: curves")
@@ -61,9 +64,11 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> bool:
     bottom = grid[-1, 0]
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     bottom.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    bottom.set_xlabel("tokens", color=QUIET, fontsize=11)
+    bottom.set_xlabel(sweep.unit, color=QUIET, fontsize=11)
     shown = min(len(sweep.ranked), _NAMED)
     title = "best first" if shown == len(sweep.ranked) else f"the {shown} best"
+    if any(len(setting.values) > 1 for setting in sweep.ranked):
+        title += "; lines are means over seeds, bands their range"
     # Below the panels: names are long, and curves go everywhere.
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
@@ -108,8 +113,8 @@ def _columns(sweep: Sweep) -> int:
     return 1 if longest > 48 else 2 if longest > 22 else 3
 
 
-def _curves(setting: Setting, name: str) -> list[Curve]:
-    found = [point.history.curve(name) for point in setting.points]
+def _curves(sweep: Sweep, setting: Setting, name: str) -> list[Curve]:
+    found = [point.history.curve(name, sweep.unit) for point in setting.points]
     return [curve.finite for curve in found if curve is not None and curve.finite.values.size > 1]
 
 
@@ -118,7 +123,7 @@ def _overlay(axes: Axes, sweep: Sweep, name: str) -> None:
     drawn = []
     # The best last, on top.
     for place, setting in reversed(list(enumerate(sweep.ranked))):
-        curves = _curves(setting, name)
+        curves = _curves(sweep, setting, name)
         if not curves:
             continue
         at = curves[0].at
@@ -136,15 +141,10 @@ def _overlay(axes: Axes, sweep: Sweep, name: str) -> None:
         axes.plot(
             *thin_out(at, mean), color=colour, linewidth=2.4 if place == 0 else 1.5,
             zorder=3 if named else 1.5, marker="o" if at.size <= 30 else "", markersize=3.5,
-            label=_place_and_label(sweep, place, setting) if named else None,
+            label=f"{place + 1}. {sweep.label(setting.words)}" if named else None,
         )  # fmt: skip
         drawn.append(mean)
     scale(axes, np.concatenate(drawn), from_zero=False, tall=True)
-
-
-def _place_and_label(sweep: Sweep, place: int, setting: Setting) -> str:
-    seeds = f" (mean of {len(setting.values)})" if len(setting.values) > 1 else ""
-    return f"{place + 1}. {sweep.label(setting.words)}{seeds}"
 
 
 def _calm(values: Any) -> Any:

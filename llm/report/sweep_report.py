@@ -109,15 +109,19 @@ def _summary(sweep: Sweep) -> str:
 
 def _when(sweep: Sweep) -> str:
     if sweep.even:
-        return f"after {si(sweep.tokens)} tokens each"
+        return f"after {si(sweep.amount)} {sweep.unit} each"
     return (
-        f"after {si(sweep.tokens)} tokens, which all of them have done (some did more: for their "
+        f"after {si(sweep.amount)} {sweep.unit}, which all of them have done (some did more: for their "
         "last value see the column *at the end*)"
     )
 
 
 def _value_name(sweep: Sweep) -> str:
-    return str(sweep.objective) if sweep.even else f"{sweep.objective} at {si(sweep.tokens)} tokens"
+    return (
+        str(sweep.objective)
+        if sweep.even
+        else f"{sweep.objective} at {si(sweep.amount)} {sweep.unit}"
+    )
 
 
 def _value(setting: Setting) -> str:
@@ -139,9 +143,9 @@ def _ranking_section(sweep: Sweep) -> str:
         row = [str(place), *(brief(own.get(field, "")) for field in sweep.fields), _value(setting)]
         if not sweep.even:
             ends = [p.value(sweep.objective) for p in setting.points]
-            tokens = max(p.history.tokens for p in setting.points)
+            most = max(point.done(sweep.unit) for point in setting.points)
             there = [end for end in ends if end is not None]
-            row.append(f"{number(sum(there) / len(there))} ({si(tokens)})")
+            row.append(f"{number(sum(there) / len(there))} ({si(most)})")
         row += [str(len(setting.values))] if seeds else []
         links = [_link(point, str(i)) for i, point in enumerate(setting.points, 1)]
         rows.append((*row, " ".join(links)))
@@ -178,7 +182,7 @@ def _effects_section(sweep: Sweep) -> str:
     points = [
         (point.words, value)
         for point in sweep.compared
-        if (value := point.value(sweep.objective, sweep.tokens)) is not None
+        if (value := sweep.value(point)) is not None
     ]
     found = effects([words for words, _ in points], [value for _, value in points])
     if not found:

@@ -206,23 +206,27 @@ class _Run:
                 else f'python launch/generate.py checkpoint={self.folder} prompt="..."'
             ],
         )
-        if begun:
-            note_resume(self.folder, step=restored.step if restored else 0, devices=devices)
-        else:
-            write_run(
-                self.folder,
-                title=experiment.name,
-                specs=config,
-                overrides=self.overrides,
-                devices=devices,
-                data=self.trainer.fingerprint,
-                parent=parent,
-                tracker_id=report.tracker_id,
-                objective=str(experiment.goal),
-                parameters=n_params,
-                memory_gib=memory,
-            )
-            (self.folder / "tokenizer.json").write_text(self.tokenizer.to_hf_json(), "utf-8")
+        try:
+            if begun:
+                note_resume(self.folder, step=restored.step if restored else 0, devices=devices)
+            else:
+                write_run(
+                    self.folder,
+                    title=experiment.name,
+                    specs=config,
+                    overrides=self.overrides,
+                    devices=devices,
+                    data=self.trainer.fingerprint,
+                    parent=parent,
+                    tracker_id=report.tracker_id,
+                    objective=str(experiment.goal),
+                    parameters=n_params,
+                    memory_gib=memory,
+                )
+                (self.folder / "tokenizer.json").write_text(self.tokenizer.to_hf_json(), "utf-8")
+        except BaseException as error:  # an open report would take in what other runs say
+            report.finish("failed", error=error)
+            raise
         where = ", ".join(devices) + (f" ({memory:.0f} GiB)" if memory else "")
         trained, _ = split(
             self.model, experiment.trainer.freeze, self.parts.factory.template.params

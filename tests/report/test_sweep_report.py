@@ -93,7 +93,7 @@ def test_points_that_did_more_are_compared_where_all_of_them_were(tmp_path: Path
     point(tmp_path, 0, {"data.batch_size": "8"}, loss=1.0, tokens=400)
     point(tmp_path, 1, {"data.batch_size": "2"}, loss=2.0, tokens=100)
     found = read_sweep(tmp_path)
-    assert (found.tokens, found.even) == (100, False)
+    assert (found.amount, found.even) == (100, False)
     assert [dict(s.words)["data.batch_size"] for s in found.ranked] == ["2", "8"]
     assert [s.mean for s in found.ranked] == pytest.approx([2.0, 4.0])
     text = write_sweep_report(tmp_path).read_text()
