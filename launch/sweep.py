@@ -213,8 +213,15 @@ def _pin(experiment: ExperimentSpec, pins: dict[str, str]) -> dict[str, str]:
 
     first = experiment.first_weights
     names = [first] if isinstance(first, str) else list(first or ())
-    new = [n for n in names if n.partition(":")[0] == "last" and n not in pins]
-    return pins | {name: str(find_checkpoint(name, "init_from")) for name in new}
+    found = {}
+    for name in names:
+        if name.partition(":")[0] == "last" and name not in pins:
+            try:
+                found[name] = str(find_checkpoint(name, "init_from"))
+            except RefusedError:
+                if isinstance(first, str):  # of several, some may be missing
+                    raise
+    return pins | found
 
 
 def _in_words(problems: dict[str, list[int]], points: Points) -> str:

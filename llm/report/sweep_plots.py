@@ -50,9 +50,8 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> bool:
     Returns:
         Whether there was anything to draw; if not, no file is written.
     """
-    second = (
-        "reward/mean" if sweep.unit == "steps" else "train/loss"
-    )  # a policy's loss says nothing
+    # A policy's loss says nothing to people.
+    second = "reward/mean" if sweep.unit == "steps" else "train/loss"
     names = dict.fromkeys([sweep.objective.metric, second])
     panels = [name for name in names if any(_curves(sweep, s, name) for s in sweep.ranked)]
     if not panels:

@@ -111,17 +111,14 @@ def _when(sweep: Sweep) -> str:
     if sweep.even:
         return f"after {si(sweep.amount)} {sweep.unit} each"
     return (
-        f"after {si(sweep.amount)} {sweep.unit}, which all of them have done (some did more: for their "
-        "last value see the column *at the end*)"
+        f"after {si(sweep.amount)} {sweep.unit}, which all of them have done (some did more: for "
+        "their last value see the column *at the end*)"
     )
 
 
 def _value_name(sweep: Sweep) -> str:
-    return (
-        str(sweep.objective)
-        if sweep.even
-        else f"{sweep.objective} at {si(sweep.amount)} {sweep.unit}"
-    )
+    at = "" if sweep.even else f" at {si(sweep.amount)} {sweep.unit}"
+    return f"{sweep.objective}{at}"
 
 
 def _value(setting: Setting) -> str:

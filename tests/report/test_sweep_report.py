@@ -133,6 +133,18 @@ def test_folders_with_nothing_in_them(tmp_path: Path) -> None:
         write_sweep_report(tmp_path / "nowhere")
 
 
+def test_policies_are_compared_after_equal_steps(tmp_path: Path) -> None:
+    """Of their tokens only some are trained on: here twice as many in one run as in the other."""
+    for number, tokens in enumerate((100, 200)):
+        folder = point(tmp_path, number, {LR: str(number)}, loss=1.0 + number, tokens=tokens)
+        line = {"step": 10, "tokens": tokens, "reward/mean": 0.5}
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    found = read_sweep(tmp_path)
+    assert (found.unit, found.amount, found.even) == ("steps", 10, True)
+    assert [s.mean for s in found.ranked] == pytest.approx([1.0, 2.0])
+
+
 def test_the_same_seed_twice_is_one_measurement(tmp_path: Path) -> None:
     for number in range(2):
         point(tmp_path, number, {"seed": "0", LR: "1"}, loss=2.0)
