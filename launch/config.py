@@ -10,6 +10,7 @@ import re
 import secrets
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from launch.help import explained_keys, option_groups
+from launch.parallel import device_shares
 from launch.processes import join_run
 from llm.core.hardware import HardwareSpec
 from llm.core.hosts import said_by_all
@@ -32,7 +34,7 @@ from llm.generate.specs import GenerateSpec
 from llm.hub.specs import ExportSpec
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.plan.specs import PlanSpec
-from llm.report.specs import DashboardSpec
+from llm.report.specs import DashboardSpec, ReportSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
 from llm.train.journey_spec import JourneySpec
@@ -65,6 +67,7 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
         "tokenizer": TokenizerTrainingSpec,
         "journey": JourneySpec,
         "dashboard": DashboardSpec,
+        "report": ReportSpec,
     },
     "model": {"gpt": GPTSpec, "llama": LlamaSpec},
     "data": {"packed": PackedSpec, "padded": PaddedSpec},
@@ -82,6 +85,11 @@ SCHEMAS: dict[str, dict[str, type[Spec]]] = {
 
 def register() -> None:
     """Tell Hydra the schemas and OmegaConf our resolvers (once per process is enough)."""
+    # Our options of hydra/launcher bear the names of the plugins' own, to which they add; Hydra 1.3
+    # does as it did before, but says that later versions will not.
+    warnings.filterwarnings(
+        "ignore", r"\s*'hydra/.*is validated against ConfigStore schema with the same name"
+    )
     store = ConfigStore.instance()
     for group, specs in SCHEMAS.items():
         for name, spec in specs.items():
@@ -89,14 +97,24 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True
     )
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("point_folder", point_folder, replace=True)
+    OmegaConf.register_new_resolver("device_shares", device_shares, replace=True)
     OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
     OmegaConf.register_new_resolver("explained_keys", explained_keys, replace=True)
 
 
-def folder_name(overrides: str) -> str:
-    """Overrides as part of a folder's name: no separators, not too long for a file system."""
-    return overrides.replace("/", ".").replace(" ", "")[:120] or "defaults"
+def point_folder(sweep: str, number: int, overrides: str, resume: str | None) -> str:
+    """The name of a point's folder: its number and its overrides.
+
+    A point of a sweep that goes on keeps its folder, also if new points stand before it now.
+    """
+    # No separators, and not too long for a file system.
+    name = overrides.replace("/", ".").replace(" ", "")[:120] or "defaults"
+    usual = f"{number}-{name}"
+    if str(resume).lower() != "true" or (Path(sweep) / usual).exists():
+        return usual
+    there = [p.name for p in Path(sweep).glob("[0-9]*-*") if p.name.partition("-")[2] == name]
+    return there[0] if len(there) == 1 else usual
 
 
 _schemas: dict[type[Spec], Any] = {}
@@ -291,10 +309,11 @@ new_folders: set[Path] = set()
 
 
 class RefuseEarly(Callback):
-    """Checks a run before Hydra creates its folder."""
+    """Checks a run, or each point of a sweep, before Hydra creates a folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the run's folder."""
+        from launch.job import as_in_its_sweep
         from llm.train.run_folder import check_run_folder
 
         problem = ""
@@ -302,10 +321,11 @@ class RefuseEarly(Callback):
             experiment = spec_from_config(config, ExperimentSpec)
             join_run(config, experiment.hardware)
             folder = Path(config.hydra.run.dir)
+            experiment = as_in_its_sweep(experiment, folder)
             check_run_folder(experiment, folder)
             if not folder.exists():
                 new_folders.add(folder.absolute())
-            _check_what_is_there(experiment)
+            check_what_is_there(experiment)
         except RefusedError as error:
             problem = str(error)
         # One process alone must not stop here while the others wait for it.
@@ -313,8 +333,14 @@ class RefuseEarly(Callback):
             # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(problems[0])
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing what all points share and the first job."""
+        from launch.sweep import begin
 
-def _check_what_is_there(experiment: ExperimentSpec) -> None:
+        begin(config)
+
+
+def check_what_is_there(experiment: ExperimentSpec) -> None:
     """What specs alone cannot tell: are files and device there, is the optimizer known to optax?"""
     _check_sources(experiment.data)
     _check_tokenizer(experiment)

@@ -14,7 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from launch.config import new_folders, refuse, spec_from_config, start, start_logging
+from launch.job import as_in_its_sweep, run_job
 from launch.resume import replay_words
+from launch.sweep import reported
 from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
 from llm.train.stopping import StopSignal
@@ -22,12 +24,13 @@ from llm.train.stopping import StopSignal
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="main")
 def main(cfg: DictConfig) -> float | None:
-    """Run one job; the return value is what a sweeper minimises, see `Outcome.score`."""
+    """Run one job; the return value is its objective, see `ExperimentSpec.objective`."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(cfg)
     with StopSignal() as stop:  # first of all: the imports of a run take seconds
-        outcome = _run(cfg, stop)
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            stop.ignore()  # all is saved: a signal has nothing left to stop but the exit status
-    return outcome
+        objective = _run(cfg, stop)
+        stop.ignore()  # all is saved: a signal has nothing left to stop but the exit status
+    return objective
 
 
 def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
@@ -41,12 +44,8 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
     start_logging()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    sweeping = hydra_config.mode == RunMode.MULTIRUN
     try:
-        experiment = spec_from_config(cfg, ExperimentSpec)
-        if sweeping and experiment.tracker.group is None:
-            tracker = experiment.tracker.replace(group=folder.parent.name)
-            experiment = experiment.replace(tracker=tracker)
+        experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
         try:
             machine = claim(experiment.hardware)
             if not is_first():
@@ -57,17 +56,13 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
             raise
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
-        if sweeping:  # the other jobs run; `start` reports this one after them
-            raise
         refuse(error)
     if outcome.left_behind:
         # A compilation that was left behind holds up the interpreter's normal end.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-    if outcome.status == "stopped" and sweeping:
-        raise SystemExit(0)  # a stop is meant for the whole sweep
-    return outcome.score
+    return outcome.objective
 
 
 def _forget(folder: Path) -> None:
@@ -80,9 +75,9 @@ def _forget(folder: Path) -> None:
 
 
 def program() -> None:
-    """`main`, but `resume=FOLDER` is replaced by the words of that run."""
+    """`main`, but `resume=FOLDER` is replaced by the words of that run or sweep."""
     sys.argv[1:] = replay_words(sys.argv[1:])
-    main()
+    reported(main)
 
 
 if __name__ == "__main__":

@@ -177,8 +177,11 @@ def claim(spec: HardwareSpec) -> Machine:
         folder = Path(spec.compilation_cache).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        _caches.append(folder)
         if _MIN_COMPILE_TIME not in os.environ:
             jax.config.update(_MIN_COMPILE_TIME.lower(), 0.5)
+    elif _caches:  # those of other runs in this process
+        jax.config.update("jax_compilation_cache_dir", None)
     mesh = make_mesh(devices[: spec.devices], spec.data_parallel, spec.fsdp, spec.tensor)
     return Machine(spec, mesh, " ".join(notes) or None)
 
@@ -190,6 +193,7 @@ def gpu_expected() -> bool:
     return has_plugin and Path("/proc/driver/nvidia").exists()
 
 
+_caches: list[Path] = []  # folders of compiled programs that were set here
 _flags_in_force: tuple[str, ...] | None = None
 
 
@@ -202,7 +206,7 @@ def _set_xla_flags(flags: list[str] | tuple[str, ...]) -> None:
     elif _flags_in_force != tuple(flags):
         raise RefusedError(
             f"hardware.xla_flags={list(flags)}: XLA already runs in this process with "
-            f"{list(_flags_in_force)}; use one process per run (for instance hydra/launcher=joblib)"
+            f"{list(_flags_in_force)}; use one process per run"
         )
 
 

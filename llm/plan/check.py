@@ -9,7 +9,7 @@ from llm.core.machine import Machine
 from llm.core.spec import RefusedError
 from llm.plan.estimate import Estimate, UnknownVocabularyError, estimate, gib
 from llm.plan.remedies import remedies
-from llm.plan.target import target_here
+from llm.plan.target import Target, target_here
 from llm.train.experiment import ExperimentSpec
 
 
@@ -28,19 +28,32 @@ def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
         logger.info("Whether it fits is not looked at: the device does not say its memory.")
         return
     try:
-        found = estimate(experiment, target)
+        problem = why_not(experiment, target, len(jax.devices()))
     except UnknownVocabularyError:
         logger.info("Whether it fits is not looked at: the data will decide the vocabulary.")
         return
-    if found.fits:
+    if problem is None:
         return
-    note = f"{machine.note} " if machine.note else ""
-    message = (
-        f"{note}{what_is_missing(found)} {what_to_change(found)}plan=warn starts it all the same."
-    )
+    message = f"{machine.note} " if machine.note else ""
+    message += f"{problem}plan=warn starts it all the same."
     if experiment.plan == "refuse":
         raise RefusedError(message)
     logger.warning(message)
+
+
+def why_not(experiment: ExperimentSpec, target: Target, devices: int) -> str | None:
+    """Why an experiment cannot fit, and what would; None if it fits.
+
+    Args:
+        experiment: what is to run.
+        target: what it is to run on.
+        devices: that there are.
+
+    Raises:
+        UnknownVocabularyError: the size of the vocabulary depends on what is not read here.
+    """
+    found = estimate(experiment, target)
+    return None if found.fits else f"{what_is_missing(found)} {what_to_change(found, devices)}"
 
 
 def what_is_missing(found: Estimate) -> str:
@@ -54,10 +67,10 @@ def what_is_missing(found: Estimate) -> str:
     )
 
 
-def what_to_change(found: Estimate) -> str:
+def what_to_change(found: Estimate, devices: int) -> str:
     """Words that would make it fit, if there are any."""
     ways = [
         f"{' '.join(r.words)} ({gib(r.estimate.peak.need.total):.1f} GiB)"
-        for r in remedies(found, len(jax.devices()))
+        for r in remedies(found, devices)
     ]
     return f"It would fit with {', or '.join(ways)}. " if ways else ""

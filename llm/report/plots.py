@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_INK, _QUIET, _GRID = "#24292f", "#6e7781", "#e6e9ed"
+INK, QUIET, GRID = "#24292f", "#6e7781", "#e6e9ed"
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#2563a8", "#d9600f", "#2a8a57", "#7a4fa3"
 _RED = "#c0262d"
 _MOST_POINTS = 3000  # per line; more than the picture has pixels
-_WIDTH, _FIRST, _OTHER = 9.0, 4.2, 2.1  # inches
-_DPI = 150
+WIDTH, _FIRST, _OTHER = 9.0, 4.2, 2.1  # inches
+DPI = 150
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ _PANELS = (
         higher_is_better=True,
     ),
     _Panel("Gradient norm", lines=(("train/grad_norm", "", _PURPLE),), smooth=True),
-    _Panel("Learning rate", lines=(("train/lr", "", _INK),), from_zero=True),
+    _Panel("Learning rate", lines=(("train/lr", "", INK),), from_zero=True),
     _Panel(
         "Tokens per second",
         lines=(("perf/tokens_per_second", "", _GREEN),),
@@ -124,9 +124,9 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str, unit: str = "to
         return False
     heights = [_FIRST] + [_OTHER] * (len(panels) - 1)
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12)
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.7), dpi=_DPI, layout=layout)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.7), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=14, fontweight="bold", color=_INK)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=14, fontweight="bold", color=INK)
     grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
     shown = [have[n] for p in panels for n, _, _ in (*p.lines, *p.dots) if n in have]
     last = max(float(c.at.max()) for c in shown)
@@ -138,9 +138,9 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str, unit: str = "to
             if name in whole and not name.startswith("policy/"):
                 _note_gaps(axes, whole[name], unit)
     bottom = grid[-1, 0]
-    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     bottom.xaxis.set_major_locator(MaxNLocator(8))
-    bottom.set_xlabel(unit, color=_QUIET, fontsize=11)
+    bottom.set_xlabel(unit, color=QUIET, fontsize=11)
     figure.savefig(path, format="png")
     return True
 
@@ -176,7 +176,7 @@ def thin_out(at: Floats, values: Floats, most: int = _MOST_POINTS) -> tuple[Floa
 
 
 def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve], *, tall: bool) -> None:
-    _dress(axes, panel.title)
+    dress(axes, panel.title)
     drawn = []
     for name, label, colour in panel.lines:
         if name in have:
@@ -184,7 +184,7 @@ def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve], *, tall: bool) -> N
     for name, label, colour in panel.dots:
         if name in have:
             drawn.append(_draw_dots(axes, have[name], label, colour, panel))
-    _scale(axes, np.concatenate(drawn), from_zero=panel.from_zero, tall=tall)
+    scale(axes, np.concatenate(drawn), from_zero=panel.from_zero, tall=tall)
 
 
 def _draw_line(axes: Axes, curve: Curve, label: str, colour: str, smoothed: bool) -> Floats:
@@ -244,21 +244,22 @@ def _note_gaps(axes: Axes, curve: Curve, unit: str) -> None:
         )  # fmt: skip
 
 
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11.5, color=_INK, pad=8)
+def dress(axes: Axes, title: str) -> None:
+    """Title, quiet frame and grid."""
+    axes.set_title(title, loc="left", fontsize=11.5, color=INK, pad=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_QUIET)
-    axes.grid(axis="y", color=_GRID, linewidth=0.9)
+    axes.spines["bottom"].set_color(QUIET)
+    axes.grid(axis="y", color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_QUIET, labelsize=10, length=0, labelcolor=_QUIET)
+    axes.tick_params(colors=QUIET, labelsize=10, length=0, labelcolor=QUIET)
     axes.tick_params(axis="x", length=3)
 
 
-def _scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
+def scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
     """Logarithmic where values span more than a factor, which a falling loss does."""
     low, high = float(values.min()), float(values.max())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     if from_zero:
         axes.set_ylim(0, high * 1.12 or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -267,7 +268,7 @@ def _scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
         # Gridlines at round numbers, closer together where there is room for them.
         subs = (1, 2, 5) if not tall or high / low > 12 else (1, 1.5, 2, 3, 5, 7)
         axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(low / 1.12, high * 1.08)
@@ -276,7 +277,7 @@ def _scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
         axes.margins(y=0.18)
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     """A tick as short as it can be: 3e-4, 0.5, 12, 1.2k."""
     if value == 0:
         return "0"

@@ -5,20 +5,20 @@ Works for a folder in any state: finished, stopped, failed, running, or with not
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from llm.report.best import Scores, direction
+from llm.report.best import direction
+from llm.report.history import History
 from llm.report.json_files import read_json, write_atomic
-from llm.report.metrics_file import NAME, read_metrics
+from llm.report.lineage_report import lineage_section
+from llm.report.markdown import duration, fenced, one_line, table
+from llm.report.metrics_file import NAME
 from llm.report.numbers import clock, number, si
-from llm.report.plots import Curve, draw_curves
+from llm.report.plots import draw_curves
 from llm.report.samples import first_and_last, printable
 
 _LONGEST_SAMPLE = 6000  # characters of one samples file that go into the report
@@ -40,7 +40,7 @@ def write_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run folder")
     run, result = read_json(folder / "run.json"), read_json(folder / "result.json")
-    history = _History(folder / NAME)
+    history = History(folder / NAME)
     title = str(run.get("title") or folder.resolve().name)
     # Of a policy's tokens only some are trained on, more or fewer each time; steps are even.
     unit = "steps" if history.has_rewards else "tokens"
@@ -48,72 +48,26 @@ def write_report(folder: Path) -> Path:
     sections = [
         f"# {title}",
         _status(result, history),
-        _table(_key_numbers(run, result, history), ("", "")),
+        table(_key_numbers(run, result, history), ("", "")),
         f"![loss, learning rate and throughput against {unit}](curves.png)" if drawn else "",
         _metrics_section(history),
         _ledger_section(result),
         *_sample_sections(folder),
         _origin_section(folder, run),
+        lineage_section(folder),
     ]
     path = folder / "report.md"
     write_atomic(path, ("\n\n".join(filter(None, sections)) + "\n").encode("utf-8", "replace"))
     return path
 
 
-class _History:
-    """metrics.jsonl by column."""
-
-    def __init__(self, path: Path):
-        self.scores = Scores()
-        self.first: dict[str, float] = {}
-        self.events = 0
-        self.step, self.tokens, self.time = 0, 0, math.nan
-        self._columns: dict[str, tuple[list[tuple[int, int]], list[float]]] = {}
-        for event in read_metrics(path):
-            self._add(event)
-
-    def _add(self, event: Mapping[str, Any]) -> None:
-        self.events += 1
-        self.step, self.tokens = event["step"], event.get("tokens") or 0
-        self.time = event.get("time") or self.time
-        metrics = {
-            name: value
-            for name, value in event.items()
-            if "/" in name and (value is None or isinstance(value, (int, float)))
-        }
-        self.scores.add(self.step, metrics)
-        for name, value in metrics.items():
-            at, values = self._columns.setdefault(name, ([], []))
-            at.append((self.step, self.tokens))
-            values.append(math.nan if value is None else value)
-            if value is not None:
-                self.first.setdefault(name, value)
-
-    @property
-    def has_rewards(self) -> bool:
-        return "reward/mean" in self._columns
-
-    def curves(self, unit: str) -> list[Curve]:
-        which = ("steps", "tokens").index(unit)
-        return [
-            Curve(name, np.asarray(at, np.float64)[:, which], np.asarray(values, np.float64))
-            for name, (at, values) in self._columns.items()
-        ]
-
-    def median(self, name: str) -> float | None:
-        """Median of a metric, or None; for rates, which start-up and pauses distort."""
-        values = np.asarray(self._columns.get(name, ([], []))[1], np.float64)
-        values = values[np.isfinite(values)]
-        return float(np.median(values)) if values.size else None
-
-
-def _status(result: Mapping[str, Any], history: _History) -> str:
+def _status(result: Mapping[str, Any], history: History) -> str:
     if result:
         line = f"**{result.get('status', 'unknown')}** at step {result.get('step', 0):,}"
         if result.get("finished"):
             line += f", {result['finished']}"
         error = result.get("error")
-        return f"{line}\n\n> {error['type']}: {_one_line(error['message'])}" if error else line
+        return f"{line}\n\n> {error['type']}: {one_line(error['message'])}" if error else line
     if not history.events:
         return "**nothing logged yet**"
     silent = time.time() - history.time
@@ -124,7 +78,7 @@ def _status(result: Mapping[str, Any], history: _History) -> str:
 
 
 def _key_numbers(
-    run: Mapping[str, Any], result: Mapping[str, Any], history: _History
+    run: Mapping[str, Any], result: Mapping[str, Any], history: History
 ) -> Iterator[tuple[str, str]]:
     scores = history.scores
     for name, label in (
@@ -147,7 +101,7 @@ def _key_numbers(
         yield "parameters", f"{parameters:,} ({si(parameters)})"
     ledger = result.get("ledger") or {}
     if ledger:
-        yield "wall time", _duration(sum(ledger.values()))
+        yield "wall time", duration(sum(ledger.values()))
     rate = history.median("perf/tokens_per_second")
     if rate is not None:
         yield "tokens per second", f"{si(rate)} (median)"
@@ -161,7 +115,7 @@ def _key_numbers(
         yield "devices", ", ".join(map(str, run["devices"]))
 
 
-def _metrics_section(history: _History) -> str:
+def _metrics_section(history: History) -> str:
     """Every metric: first, last, best."""
     if not history.events:
         return ""
@@ -176,7 +130,7 @@ def _metrics_section(history: _History) -> str:
                 f"{number(best['value'])} (step {best['step']:,})" if best else "",
             )
         )
-    return "## Metrics\n\n" + _table(iter(rows), ("metric", "first", "last", "best"))
+    return "## Metrics\n\n" + table(iter(rows), ("metric", "first", "last", "best"))
 
 
 def _ledger_section(result: Mapping[str, Any]) -> str:
@@ -184,8 +138,8 @@ def _ledger_section(result: Mapping[str, Any]) -> str:
     total = sum(ledger.values())
     if not total:
         return ""
-    rows = [(phase, _duration(s), f"{s / total:.1%}") for phase, s in ledger.items()]
-    return "## Where the time went\n\n" + _table(iter(rows), ("phase", "time", "share"))
+    rows = [(phase, duration(s), f"{s / total:.1%}") for phase, s in ledger.items()]
+    return "## Where the time went\n\n" + table(iter(rows), ("phase", "time", "share"))
 
 
 def _sample_sections(folder: Path) -> Iterator[str]:
@@ -196,7 +150,7 @@ def _sample_sections(folder: Path) -> Iterator[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
         if len(text) > _LONGEST_SAMPLE:
             text = text[:_LONGEST_SAMPLE] + "\n..."
-        yield f"`samples/{path.name}`\n\n{_fenced(printable(text))}"
+        yield f"`samples/{path.name}`\n\n{fenced(printable(text))}"
 
 
 def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
@@ -210,10 +164,10 @@ def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
         dirty += " (uncommitted.patch)" if dirty and patch else ""
         lines.append(f"- code: commit `{git.get('commit')}`{dirty}")
     if run.get("parent"):
-        lines.append(f"- starts from: `{_one_line(run['parent'])}`")
+        lines.append(f"- starts from: `{one_line(run['parent'])}`")
     for key in ("data", "tokenizer"):
         if run.get(key):
-            lines.append(f"- {key}: `{_one_line(run[key])}`")
+            lines.append(f"- {key}: `{one_line(run[key])}`")
     if run.get("python"):
         packages = run.get("packages") or {}
         versions = ", ".join(f"{name} {version}" for name, version in packages.items())
@@ -222,31 +176,5 @@ def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
         lines.append(f"- resumed at step {resume.get('step', 0):,} ({resume.get('time')})")
     again = " ".join(["python launch/main.py", *map(shlex.quote, overrides)]) if run else ""
     commands = [again, f"python launch/main.py {shlex.quote(f'resume={folder}')}"]
-    lines += ["", _fenced("\n".join(filter(None, commands)))]
+    lines += ["", fenced("\n".join(filter(None, commands)))]
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    return clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def _table(rows: Iterator[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    if not body:
-        return ""
-    align = ["---", *["---:" if len(header) > 2 else "---"] * (len(header) - 1)]
-    return "\n".join(f"| {line} |" for line in (" | ".join(header), " | ".join(align), *body))
-
-
-def _fenced(text: str) -> str:
-    """A code block that the text, whatever a model wrote, cannot end."""
-    longest = run = 0
-    for character in text:
-        run = run + 1 if character == "`" else 0
-        longest = max(longest, run)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text.rstrip()}\n{fence}"
-
-
-def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())

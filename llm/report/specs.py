@@ -1,4 +1,4 @@
-"""The specs of experiment tracking, and of the dashboard of what was tracked."""
+"""The specs of experiment tracking, of its dashboard, and of reports."""
 
 from __future__ import annotations
 
@@ -59,3 +59,11 @@ class DashboardSpec(Spec):
         check_project(self.project)
         if not self.name.strip():
             raise RefusedError(f"name={self.name!r}: expected a name for the view")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSpec(Spec):
+    """A look at what there is of a run or a sweep."""
+
+    folder: str = knob(doc="of a run or a sweep; last: the newest run")
+    follow: bool = knob(False, "show how it goes on until it ends, in the terminal, then report")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, knob
 from llm.data.specs import DataSpec
 from llm.models.specs import ModelSpec
+from llm.report.objective import Objective
 from llm.report.specs import TrackerSpec
 from llm.train.specs import TrainerSpec
 
@@ -59,6 +61,11 @@ class ExperimentSpec(Spec):
         choices=("refuse", "warn", "off"),
     )  # fmt: skip
     resume: str | None = knob(None, "true, last or a run folder: continue that run")
+    objective: str | None = knob(
+        None,
+        "what runs of a sweep are compared by and a sweeper optimises: a metric's last value, or "
+        "best:METRIC; null: eval/loss, for grpo eval/accuracy",
+    )
     profile: bool = knob(
         False, "trace steps 3 to 5, for Perfetto and XProf, in the folder profile/ of the run"
     )
@@ -84,6 +91,11 @@ class ExperimentSpec(Spec):
     def resumes(self) -> bool:
         """Continue the run that the folder holds, if it holds one."""
         return self.resume is not None and self.resume.lower() == "true"
+
+    @property
+    def goal(self) -> Objective:
+        """What its runs are compared by."""
+        return Objective.named(self.objective or self.trainer.metrics(self)[0])
 
     def check(self) -> None:  # noqa: D102
         if self.resume is not None and self.resume.lower() not in ("true", "false"):
@@ -118,4 +130,19 @@ class ExperimentSpec(Spec):
             raise RefusedError(
                 f"samples.max_new_tokens={self.samples.max_new_tokens}: must be less than "
                 f"model.max_seq_len={model.max_seq_len}"
+            )
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        metric, known = self.goal.metric, self.trainer.metrics(self)
+        if not any(fnmatchcase(metric, pattern) for pattern in known):
+            why = "" if self.data.eval_fraction else " (data.eval_fraction=0: no eval/... metrics)"
+            raise RefusedError(
+                f"objective={self.objective}: trainer={self.trainer.name} logs "
+                f"{', '.join(known)}{why}"
+            )
+        if self.goal.best and not self.goal.sign:
+            raise RefusedError(
+                f"objective={self.objective}: of {metric} neither high nor low values are better, "
+                f"so there is no best; objective={metric} takes the last"
             )

@@ -47,8 +47,8 @@ class Outcome:
     status: str
     """`finished` or `stopped`; a failed run raises instead."""
     step: int
-    score: float | None
-    """How bad the last held-out metrics are: the loss, or the share of wrong answers."""
+    objective: float | None
+    """What runs are compared by, see `ExperimentSpec.objective`; None if it was not measured."""
     left_behind: bool
     """A compilation still runs: the process must end with `os._exit`."""
 
@@ -145,7 +145,7 @@ class _Run:
         return Outcome(
             status,
             int(state.step),
-            self.trainer.score(loop.progress.eval_metrics),
+            self.experiment.goal.of(read_json(self.folder / "result.json")),
             self.stop.left_behind,
         )
 
@@ -155,7 +155,7 @@ class _Run:
             record = {"type": type(error).__name__, "message": str(error)}
             write_result(
                 self.folder, status="failed", step=0, tokens=0, started=now(), final={}, best={},
-                ledger=self.ledger.totals(), error=record,
+                ledger=self.ledger.totals(), error=record, overrides=self.overrides,
             )  # fmt: skip
 
     def _parts(self) -> Parts:
@@ -255,6 +255,7 @@ class _Run:
                 },
                 parent=parent,
                 tracker_id=report.tracker_id,
+                objective=str(experiment.goal),
                 parameters=n_params,
                 memory_gib=memory,
             )

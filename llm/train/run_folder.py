@@ -12,7 +12,7 @@ from llm.train.experiment import ExperimentSpec
 
 # What may differ between a run and its continuation: it does not change what is computed.
 _FREE = (
-    *("resume", "plan", "profile", "hardware", "tracker", "checkpoint"),
+    *("resume", "plan", "profile", "objective", "hardware", "tracker", "checkpoint"),
     *("data.workers", "data.cache_dir"),
 )
 

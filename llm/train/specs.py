@@ -226,6 +226,25 @@ class TrainerSpec(Spec, abc.ABC):
         [], "parameters that are not trained: patterns such as embedding, blocks.0 or *.bias"
     )
 
+    def metrics(self, experiment: ExperimentSpec) -> list[str]:
+        """Names of what its runs log, as shell patterns; first what runs are compared by."""
+        held_out = self.held_out_metrics(experiment) if experiment.data.eval_fraction else []
+        return [*held_out, *self.step_metrics]
+
+    @property
+    def step_metrics(self) -> list[str]:
+        """Names of what each step logs; first what runs without held-out data are compared by."""
+        return [
+            *("train/loss", "train/grad_norm", "train/lr", "perf/step_time", "perf/data_wait"),
+            *("perf/tokens_per_second", "perf/memory_gib", "perf/mfu"),
+        ]
+
+    def held_out_metrics(self, experiment: ExperimentSpec) -> list[str]:
+        """Names of what is measured on held-out data, as shell patterns."""
+        several = len(experiment.data.sources) > 1
+        parts = ["eval/*/loss", "eval/*/bits_per_byte"] if several else []
+        return ["eval/loss", "eval/bits_per_byte", *parts]
+
     @property
     def keeps_reference(self) -> bool:
         """The state holds weights from another time, to stay near."""
@@ -371,6 +390,11 @@ class SFTSpec(TrainerSpec):
         32, "held-out prompts that are answered with the samples, to compare answers", ge=0
     )
     preview: int = knob(1, "examples to print at the start, with what is trained of them", ge=0)
+
+    def held_out_metrics(self, experiment: ExperimentSpec) -> list[str]:  # noqa: D102
+        answers = self.questions and experiment.samples.every
+        names = super().held_out_metrics(experiment)
+        return [*names, "eval/exact_match"] if answers else names
 
     def chat(self, own: str | None, *, given: bool) -> ChatSettings | None:  # noqa: D102
         from llm.data.chat_template import CHATML, read_template

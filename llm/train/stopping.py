@@ -30,7 +30,13 @@ class StopRequestedError(Exception):
 class StopSignal:
     """Catches SIGTERM and Ctrl-C while it is open."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[int], None] | None = None) -> None:
+        """Catch nothing yet.
+
+        Args:
+            then: what else is done at the first signal, whose number it is given.
+        """
+        self._then = then
         self._requested = threading.Event()
         self._previous: dict[int, Any] = {}
         self._shared: SharedFlag | None = None
@@ -82,6 +88,8 @@ class StopSignal:
             os.write(2, b"\nSecond signal: quitting at once.\n")
             os._exit(128 + number)
         self._requested.set()
+        if self._then is not None:
+            self._then(number)
         os.write(2, b"\nStopping: saving a checkpoint first. Once more quits at once.\n")
 
     def wait_for(self, work: Callable[[], T]) -> T:

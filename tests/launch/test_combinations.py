@@ -6,6 +6,7 @@ separate head, buckets) stays.
 
 import itertools
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jax
@@ -37,6 +38,8 @@ def took_two_steps(experiment, folder: Path) -> dict:
     outcome = run(experiment, folder)
     assert (outcome.status, outcome.step) == ("finished", 2)
     result = json.loads((folder / "result.json").read_text())
+    known = experiment.trainer.metrics(experiment)
+    assert [name for name in result["final"] if not any(fnmatchcase(name, k) for k in known)] == []
     assert 0 < result["final"]["train/loss"] < 20
     assert 0 < result["final"]["eval/loss"] < 20
     assert (folder / "checkpoints" / "2").is_dir()
@@ -70,10 +73,12 @@ def test_every_model_is_fine_tuned_and_reinforced(experiment, tiny_words, tmp_pa
     words += [f"init_from={tmp_path / 'sft'}", "data.source=task", "data.path=addition"]
     words += ["data.seq_len=128", "data.max_documents=40", "trainer.max_new_tokens=4"]
     words += ["trainer.group_size=2", "trainer.eval_prompts=2", "model.vocab_size=null"]
-    outcome = run(experiment("trainer=grpo", *words), tmp_path / "grpo")
+    grpo = experiment("trainer=grpo", *words)
+    outcome = run(grpo, tmp_path / "grpo")
     assert (outcome.status, outcome.step) == ("finished", 2)
     final = json.loads((tmp_path / "grpo" / "result.json").read_text())["final"]
     assert {"reward/mean", "eval/accuracy", "policy/entropy"} <= final.keys()
+    assert final.keys() == set(grpo.trainer.metrics(grpo))
 
 
 @pytest.mark.parametrize("optimizer", GROUPS["trainer/optimizer"])

@@ -30,6 +30,7 @@ from launch.generate import main as generate_text
 from launch.help import CONF
 from launch.journey import stages
 from launch.plan import plan
+from launch.report import report
 from launch.tokenizer import train as train_tokenizer
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
@@ -41,7 +42,7 @@ from llm.eval.specs import EvaluateSpec, ExpectedTokenizerSpec, TextSpec
 from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.plan.check import check_fits
 from llm.plan.specs import PlanSpec
-from llm.report.specs import DashboardSpec, TrackerSpec
+from llm.report.specs import DashboardSpec, ReportSpec, TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
 from llm.train.grpo.reference import mover_of
 from llm.train.grpo.spec import GRPOSpec
@@ -171,6 +172,7 @@ def test_every_field_of_every_spec_is_read(
             trainer = experiment(*words).trainer
             trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
         generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
+        report(ReportSpec(folder=str(trained_run), follow=True))
         talk_and_export(trained_run, tmp_path, monkeypatch)
         words = [word for word in tiny_words if word.startswith(("data.source", "data.path"))]
         cfg = compose("tokenizer", [*words, "data.eval_fraction=0.1", "vocab_size=300"])

@@ -1,33 +1,43 @@
-"""-m runs one job for each combination of words; launch/generate.py samples from what they made."""
+"""-m runs one job for each combination of words; launch/generate.py samples from a run."""
 
 import json
 from pathlib import Path
 
 
-def test_a_sweep_makes_one_folder_for_each_run(command, tiny_words, tmp_path: Path) -> None:
-    done = command(
-        "-m", "debug=fast", "seed=0,1", *tiny_words, "model.n_heads=2", "hydra.sweep.dir=sweep"
-    )
-    assert done.returncode == 0, done.stderr
-    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [folder.name[:12] for folder in folders] == ["0-data.batch", "1-data.batch"]
-    for seed, folder in enumerate(folders):
-        assert json.loads((folder / "result.json").read_text())["status"] == "finished"
-        record = json.loads((folder / "run.json").read_text())
-        assert record["specs"]["seed"] == seed
-        assert record["specs"]["tracker"]["group"] == "sweep"
-        assert f"seed={seed}" in record["overrides"]
-
-
-def test_a_refused_job_does_not_keep_the_others_from_running(
+def test_a_sweep_with_a_crash_ends_in_a_report_and_goes_on(
     command, tiny_words, tmp_path: Path
 ) -> None:
-    done = command("-m", "model.n_heads=3,2", *tiny_words, "hydra.sweep.dir=sweep")
-    assert done.returncode == 2
-    assert "Refused: model.n_heads=3: must divide d_model=16" in done.stderr.splitlines()
-    assert "Traceback" not in done.stderr
-    results = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/result.json")]
-    assert [result["status"] for result in results] == ["finished"]
+    """Of two points one diverges; then the sweep is continued."""
+    words = [*tiny_words[:-1], "model.n_heads=2", "trainer/optimizer=optax", "eval.every=1"]
+    words += ["trainer.grad_clip=null", "trainer.optimizer.optimizer=sgd", "trainer.steps=3"]
+    swept = ["trainer.optimizer.lr=0.1,1e30", "seed=1", "hydra.sweep.dir=sweep"]
+    done = command("-m", *words, *swept, WANDB_MODE="offline")
+    assert done.returncode == 1, done.stderr
+    assert "1 finished, 1 failed" in done.stdout
+    assert "DivergedError: train/loss is" in done.stdout
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    names = [f"trainer.optimizer.lr={lr}" for lr in ("0.1", "1e+30")]
+    assert [folder.name for folder in folders] == [f"{i}-{name}" for i, name in enumerate(names)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    assert [result["status"] for result in results] == ["finished", "failed"]
+    runs = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    assert [run["specs"]["seed"] for run in runs] == [1, 1]
+    assert {run["specs"]["tracker"]["group"] for run in runs} == {"sweep"}
+    assert [run["specs"]["tracker"]["name"] for run in runs] == names
+    # One W&B run in each folder, with an id of its own.
+    tracked = [
+        [path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")]
+        for folder in folders
+    ]
+    assert tracked == [[run["tracker_id"]] for run in runs]
+    assert len({run["tracker_id"] for run in runs}) == 2
+    assert "| lr=1e+30 | failed |" in (tmp_path / "sweep" / "report.md").read_text()
+
+    before = {p: p.stat().st_mtime_ns for f in folders[:1] for p in f.glob("*.json*")}
+    done = command("resume=sweep", WANDB_MODE="disabled")
+    assert done.returncode == 1
+    assert done.stderr.count("is finished already.") == 1
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_a_misspelt_sweep_starts_nothing(command, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_folder_explains_itself(experiment, tmp_path: Path) -> None:
     assert [e["step"] for e in log if "train/loss" in e] == list(range(1, 13))
     final = result(tmp_path)
     assert final["status"] == "finished" and final["step"] == 12
-    assert final["final"]["eval/loss"] == outcome.score
+    assert final["final"]["eval/loss"] == outcome.objective
     assert final["tokens"] == log[-1]["tokens"]
     names = {"perf/tokens_per_second", "perf/mfu", "perf/step_time", "perf/data_wait"}
     raw = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

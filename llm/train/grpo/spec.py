@@ -30,6 +30,16 @@ ADVANTAGES = ("std", "none", "leave_one_out", "batch_std")
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
 REFERENCES = ("start", "periodic", "ema", "base")
 
+# What every step logs, besides the rewards and what all trainers do.
+_STEP_METRICS = (
+    "reward/mean", "reward/std", "reward/zero_std_fraction", "reward/all_right_fraction",
+    "reward/all_wrong_fraction", "reward/mixed_fraction", "reward/missing_fraction",
+    "completions/length_mean", "completions/length_max", "completions/stopped_fraction",
+    "policy/kl", "policy/kl_k1", "policy/kl_k2", "policy/entropy", "policy/clip_fraction",
+    "policy/ratio", "policy/sampler_logprob_gap", "perf/prefill_time", "perf/decode_time",
+    "perf/decode_tokens_per_second",
+)  # fmt: skip
+
 # Through the model, where hardware.micro_batch does not say: enough to keep the device busy, and no
 # more, since what the last rows leave empty is gone through as well.
 _TOKENS_AT_ONCE = {"cpu": 1024}
@@ -159,6 +169,17 @@ class GRPOSpec(TrainerSpec):
         from llm.train.grpo.rewards import Rewards
 
         Rewards(self.rewards, self.reward_weights, self.reward_timeout).close()
+
+    @property
+    def step_metrics(self) -> list[str]:  # noqa: D102
+        names = [name.replace(":", ".").rpartition(".")[2] for name in self.rewards]
+        rewards = [f"reward/{name}{suffix}" for name in names for suffix in ("", "_std")]
+        return [*_STEP_METRICS, *rewards, *super().step_metrics]
+
+    def held_out_metrics(self, experiment: ExperimentSpec) -> list[str]:  # noqa: D102
+        del experiment
+        chances = [f"eval/pass_at_{2**i}" for i in range(self.eval_samples.bit_length())]
+        return ["eval/accuracy", "eval/reward", "eval/length_mean", *chances]
 
     def objective(self, loss_chunk: int, row_shards: int = 1) -> Objective:  # noqa: D102
         from llm.train.grpo.policy_gradient import PolicyGradient

@@ -1,0 +1,209 @@
+"""A sweep's report, from folders in every state."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llm.report.follow import follow
+from llm.report.importance import effects, in_order
+from llm.report.objective import Objective
+from llm.report.sweep_folder import is_sweep, read_sweep
+from llm.report.sweep_report import show_sweep, write_sweep_report
+
+LR, DEPTH = "trainer.optimizer.lr", "model.n_layers"
+LOSS = {"0.1": 2.0, "0.01": 1.0, "0.001": 3.0}
+
+
+def point(
+    sweep: Path, number: int, words: dict[str, str], *, loss: float | None,
+    status: str = "finished", tokens: int = 100, error: str | None = None,
+) -> Path:  # fmt: skip
+    """The folder of a run whose held-out loss falls in a line from 5 to `loss`."""
+    folder = sweep / f"{number}-{','.join(f'{k}={v}' for k, v in words.items())}"
+    folder.mkdir(parents=True)
+    overrides = ["model=gpt", *(f"{k}={v}" for k, v in words.items())]
+    specs = {"seed": int(words.get("seed", 0)), "trainer": {"steps": 10}}
+    run = {"overrides": overrides, "objective": "eval/loss", "specs": specs}
+    (folder / "run.json").write_text(json.dumps(run))
+    if loss is not None:
+        lines = [
+            {"step": i, "tokens": tokens * i // 10, "eval/loss": 5 + (loss - 5) * i / 10}
+            for i in range(11)
+        ]  # fmt: skip
+        lines += [{"step": i, "tokens": tokens * i // 10, "train/loss": 4.0} for i in range(1, 11)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if status != "killed":
+        result = {"status": status, "step": 10, "error": error and {"type": "E", "message": error},
+                  "final": {"eval/loss": loss}, "ledger": {"train": 30.0}}  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Twelve planned points: eight finished, one failed, one killed, one stopped, one waiting."""
+    folder = tmp_path / "sweep"
+    planned = [{LR: lr, "seed": s} for lr in ("0.1", "0.01", "0.001", "9") for s in ("0", "1", "2")]
+    for number, words in enumerate(planned):
+        if words[LR] != "9":
+            loss = LOSS[words[LR]] + 0.1 * int(words["seed"])
+            status = "stopped" if number == 8 else "finished"
+            point(folder, number, words, loss=loss, status=status)
+    point(folder, 9, planned[9], loss=None, status="failed", error="no\ngood | at all")
+    point(folder, 10, planned[10], loss=4.0, status="killed")
+    record = {"words": ["x"], "swept": [LR, "seed"], "objective": "eval/loss", "points": planned,
+              "ended": "2026-01-01T00:00:00+00:00"}  # fmt: skip
+    (folder / "sweep.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_twelve_points(sweep: Path, capsys) -> None:
+    found = read_sweep(sweep)
+    assert [len(found.with_status(s)) for s in ("finished", "stopped", "failed", "killed",
+                                                "waiting")] == [8, 1, 1, 1, 1]  # fmt: skip
+    assert [dict(s.words)[LR] for s in found.ranked] == ["0.01", "0.1", "0.001"]
+    assert found.ranked[0].mean == pytest.approx(1.1)
+    assert found.ranked[0].spread == pytest.approx(0.1)
+    text = write_sweep_report(sweep).read_text()
+    for words in (
+        "**12 points: 8 finished, 1 stopped, 1 failed, 1 killed, 1 waiting**",
+        "Compared by `eval/loss` (lower is better), after 100 tokens each.",
+        "| 1 | 0.01 | 1.1000 ± 0.1000 | 3 |",
+        f"[1](<3-{LR}=0.01,seed=0/report.md>)",
+        "| lr=9, seed=0 | failed | 10 | E: no good \\| at all |",
+        "| lr=9, seed=1 | killed | 10 | ended without a word (killed, or out of memory) |",
+        "| lr=9, seed=2 | waiting | 0 |",
+        f"python launch/main.py model=gpt {LR}=0.01 seed=...",
+        f"resume={sweep}",
+        "From 8 points this is a hint, not a finding.",
+    ):
+        assert words in text
+    assert (sweep / "curves.png").stat().st_size > 10_000
+    assert "eval/loss against lr](settings.png)" in text
+    show_sweep(found)
+    shown = capsys.readouterr().out
+    assert "8 finished, 1 stopped" in shown and "E: no good | at all" in shown
+
+
+def test_points_that_did_more_are_compared_where_all_of_them_were(tmp_path: Path) -> None:
+    """At its end the first is better; after as many tokens as the other had it was not."""
+    point(tmp_path, 0, {"data.batch_size": "8"}, loss=1.0, tokens=400)
+    point(tmp_path, 1, {"data.batch_size": "2"}, loss=2.0, tokens=100)
+    found = read_sweep(tmp_path)
+    assert (found.amount, found.even) == (100, False)
+    assert [dict(s.words)["data.batch_size"] for s in found.ranked] == ["2", "8"]
+    assert [s.mean for s in found.ranked] == pytest.approx([2.0, 4.0])
+    text = write_sweep_report(tmp_path).read_text()
+    assert "| 2 | 8 | 4.0000 | 1.0000 (400) |" in text
+
+
+@pytest.mark.parametrize(
+    ("swept", "picture"),
+    [
+        ((LR, DEPTH), "eval/loss by lr and n_layers"),
+        ((LR, DEPTH, "model"), "eval/loss of each combination"),
+    ],
+)
+def test_two_fields_make_a_map_and_more_make_parallel_axes(
+    tmp_path: Path, swept: tuple[str, ...], picture: str
+) -> None:
+    values = {LR: ("1e-1", "1e-2"), DEPTH: ("2", "4"), "model": ("gpt", "llama_tiny")}
+    settings = [{}]
+    for key in swept:
+        settings = [{**s, key: v} for s in settings for v in values[key]]
+    for number, words in enumerate(settings):
+        point(tmp_path, number, words, loss=1.0 + number)
+    assert f"![{picture}](settings.png)" in write_sweep_report(tmp_path).read_text()
+    assert (tmp_path / "settings.png").stat().st_size > 10_000
+
+
+def test_folders_with_nothing_in_them(tmp_path: Path) -> None:
+    assert not is_sweep(tmp_path)
+    (tmp_path / "sweep.json").write_text('{"swept": ["seed"], "points": [{"seed": "0"}]}')
+    assert "**1 points: 1 waiting**" in write_sweep_report(tmp_path).read_text()
+    (tmp_path / "sweep.json").write_text("{")
+    assert "no point has begun" in write_sweep_report(tmp_path).read_text()
+    point(tmp_path, 0, {"seed": "0"}, loss=math.nan)
+    (tmp_path / "0-seed=0" / "metrics.jsonl").write_text('{"step": 1, "eval/loss": null}\n{"st')
+    assert "1 finished" in write_sweep_report(tmp_path).read_text()
+    with pytest.raises(FileNotFoundError):
+        write_sweep_report(tmp_path / "nowhere")
+
+
+def test_policies_are_compared_after_equal_steps(tmp_path: Path) -> None:
+    """Of their tokens only some are trained on: here twice as many in one run as in the other."""
+    for number, tokens in enumerate((100, 200)):
+        folder = point(tmp_path, number, {LR: str(number)}, loss=1.0 + number, tokens=tokens)
+        line = {"step": 10, "tokens": tokens, "reward/mean": 0.5}
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    found = read_sweep(tmp_path)
+    assert (found.unit, found.amount, found.even) == ("steps", 10, True)
+    assert [s.mean for s in found.ranked] == pytest.approx([1.0, 2.0])
+
+
+def test_the_same_seed_twice_is_one_measurement(tmp_path: Path) -> None:
+    for number in range(2):
+        point(tmp_path, number, {"seed": "0", LR: "1"}, loss=2.0)
+    point(tmp_path, 2, {"seed": "0", LR: "2"}, loss=3.0)
+    assert [s.spread for s in read_sweep(tmp_path).ranked] == [None, None]
+
+
+def test_it_is_followed_until_nothing_goes_on(sweep: Path) -> None:
+    console = Console(record=True, width=120, force_terminal=True)
+    follow(sweep, console, pause=0.0)
+    follow(next(sweep.glob("0-*")), console, pause=0.0)
+    shown = console.export_text()
+    assert "killed" in shown and "10/10" in shown and "eval/loss" in shown
+
+
+class TestObjective:
+    RESULT = {"final": {"eval/loss": 2.0, "x": None}, "best": {"eval/loss": {"value": 1.5}}}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("words", "value", "sign"),
+        [("eval/loss", 2.0, -1), ("best:eval/loss", 1.5, -1), ("eval/accuracy", None, 1),
+         ("best:reward/mean", None, 1), ("x", None, 0)],
+    )  # fmt: skip
+    def test_last_and_best(self, words: str, value: float | None, sign: int) -> None:
+        objective = Objective.named(words)
+        assert (str(objective), objective.of(self.RESULT), objective.sign) == (words, value, sign)
+        assert objective.of({}) is None
+
+
+class TestEffects:
+    def test_a_grid_without_noise(self) -> None:
+        """y = 10 a + b: of its variance, a explains 100 times as much as b, and c nothing."""
+        grid = [{"a": str(a), "b": str(b), "c": str(c)} for a in (0, 1) for b in (0, 1)
+                for c in (0, 1)]  # fmt: skip
+        found = effects(grid, [10 * int(p["a"]) + int(p["b"]) for p in grid])
+        assert [effect.field for effect in found] == ["a", "b", "c"]
+        assert found[0].share == pytest.approx(0.99, abs=0.01)
+        assert found[1].share == found[2].share == 0
+        assert found[0].means == {"0": 0.5, "1": 10.5}
+
+    def test_against_the_definition(self) -> None:
+        y = [1.0, 2.0, 4.0, 7.0, 5.0, 6.0]
+        (effect,) = effects([{"a": v} for v in "xxyyzz"], y)
+        mean = sum(y) / 6
+        between = sum(2 * (m - mean) ** 2 for m in (1.5, 5.5, 5.5))
+        within = 0.5 + 4.5 + 0.5
+        expected = (between - 2 * within / 3) / (between + within + within / 3)
+        assert effect.share == pytest.approx(expected)
+
+    def test_too_few_to_tell(self) -> None:
+        (effect,) = effects([{"a": "1"}, {"a": "2"}, {"a": "2"}], [1, 2, 3])
+        assert effect.share is None
+
+    def test_numbers_that_all_differ_are_taken_in_thirds(self) -> None:
+        points = [{"lr": str(10.0**-i)} for i in range(9)]
+        (effect,) = effects(points, [float(i // 3) for i in range(9)])
+        assert effect.share == pytest.approx(1.0)
+        assert sorted(effect.means.values()) == [0, 1, 2]
+
+    def test_order(self) -> None:
+        assert in_order(["1e-2", "3", "1e-3", "3"]) == ["1e-3", "1e-2", "3"]
+        assert in_order(["gpt", "a"]) == ["gpt", "a"]
