@@ -23,9 +23,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from launch.help import explained_keys, option_groups
 from launch.parallel import device_shares
-from launch.processes import join_run
+from launch.processes import join_run, problem_anywhere
 from llm.core.hardware import HardwareSpec
-from llm.core.hosts import said_by_all
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import DataSpec, DocumentsSpec, PackedSpec, PaddedSpec
 from llm.eval.specs import EvaluateSpec
@@ -329,9 +328,9 @@ class RefuseEarly(Callback):
         except RefusedError as error:
             problem = str(error)
         # One process alone must not stop here while the others wait for it.
-        if problems := [problem for problem in said_by_all(problem) if problem]:
+        if problem := problem_anywhere(problem):
             # An exception would only become a warning here: Hydra guards itself from callbacks.
-            refuse(problems[0])
+            refuse(problem)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing what all points share and the first job."""

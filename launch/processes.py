@@ -7,7 +7,7 @@ import os
 from omegaconf import DictConfig, open_dict
 
 from llm.core.hardware import HardwareSpec
-from llm.core.hosts import is_first, launched_by, said_by_first
+from llm.core.launched import launched_by
 
 
 def join_run(config: DictConfig, hardware: HardwareSpec) -> None:
@@ -22,6 +22,7 @@ def join_run(config: DictConfig, hardware: HardwareSpec) -> None:
     """
     if launched_by(os.environ) is None:
         return
+    from llm.core.hosts import is_first, said_by_first
     from llm.core.machine import claim
 
     claim(hardware)
@@ -29,3 +30,16 @@ def join_run(config: DictConfig, hardware: HardwareSpec) -> None:
         config.hydra.run.dir = said_by_first(config.hydra.run.dir)
         if not is_first():
             config.hydra.output_subdir = None
+
+
+def problem_anywhere(problem: str) -> str:
+    """What is wrong here, or else in another process of the run; empty if nothing is.
+
+    All must come here.
+    """
+    if launched_by(os.environ) is None:
+        return problem
+    from llm.core.hosts import said_by_all
+
+    problems = [problem, *said_by_all(problem)]
+    return next(filter(None, problems), "")

@@ -25,6 +25,7 @@ from launch.config import (
 from launch.job import RECORD, pinned, signals
 from launch.parallel import jobs_at_once, launcher_name
 from launch.points import Points, points_of, value_of
+from llm.core.launched import launched_by
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json, write_json
 from llm.report.run_files import now
@@ -43,6 +44,11 @@ def begin(config: DictConfig) -> None:
     """
     start_logging()
     try:
+        if (launcher := launched_by(os.environ)) is not None:
+            raise RefusedError(
+                f"-m in one of several processes ({launcher}): each would run the whole sweep; let "
+                "hydra/launcher=submitit_slurm give each job its processes"
+            )
         points = points_of(config)
         folder = Path(config.hydra.sweep.dir)
         before = read_json(folder / RECORD)

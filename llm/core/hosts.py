@@ -19,39 +19,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from llm.core.launched import EXPLICIT, launched_by
 from llm.core.spec import RefusedError
 
-_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_OPEN_MPI = ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-_KUBERNETES = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
 _HEARTBEAT = 60  # seconds after which the others learn that a process is gone
 _SHUTDOWN = 30  # seconds that a process which has ended waits for the others
-
-
-def launched_by(environment: Mapping[str, str]) -> str | None:
-    """What started this process as one of several: explicit, slurm, ompi or k8s; None if alone.
-
-    Raises:
-        RefusedError: the explicit variables are given in part, or are no numbers.
-    """
-    given = [name for name in _EXPLICIT if environment.get(name)]
-    if given:
-        if len(given) < len(_EXPLICIT):
-            missing = ", ".join(name for name in _EXPLICIT if name not in given)
-            raise RefusedError(f"{given[0]} is set and {missing} is not: a run on several hosts "
-                               "needs all three")  # fmt: skip
-        for name in _EXPLICIT[1:]:
-            if not environment[name].isdecimal():
-                raise RefusedError(f"{name}={environment[name]}: expected a whole number")
-        return "explicit"
-    if all(name in environment for name in _SLURM) and environment["SLURM_NTASKS"] != "1":
-        return "slurm"
-    if all(name in environment for name in _OPEN_MPI) and environment[_OPEN_MPI[1]] != "1":
-        return "ompi"
-    if all(name in environment for name in _KUBERNETES):
-        return "k8s"
-    return None
 
 
 def join() -> None:
@@ -78,7 +50,7 @@ def join() -> None:
     )
     try:
         if launcher == "explicit":
-            address, count, index = (os.environ[name] for name in _EXPLICIT)
+            address, count, index = (os.environ[name] for name in EXPLICIT)
             begin(address, int(count), int(index), cluster_detection_method="deactivate")
         else:
             begin(

@@ -12,11 +12,12 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from jax.sharding import Mesh
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
-from llm.core.hosts import SharedFlag
+    from llm.core.hosts import SharedFlag
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class StopSignal:
 
         They all must ask at the same places then.
         """
+        from llm.core.hosts import SharedFlag
+
         self._shared = SharedFlag(mesh)
 
     def __call__(self) -> bool:

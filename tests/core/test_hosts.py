@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llm.core.hosts import _all_local_devices, launched_by, said_by_all, said_by_first
+from llm.core.hosts import _all_local_devices, said_by_all, said_by_first
+from llm.core.launched import launched_by
 from llm.core.mesh import AXES, host_share
 from llm.core.spec import RefusedError
 

@@ -12,6 +12,7 @@ import pytest
 
 import llm
 from llm.core.spec import RefusedError, Spec, knob, spec_from_json
+from llm.data.specs import PaddedSpec
 
 
 def all_specs() -> list[type[Spec]]:
@@ -31,14 +32,14 @@ def example(cls: type[Spec]) -> Spec:
     """A spec with its defaults, and some value where there is none."""
     needed: dict[str, Any] = {
         "name": "x", "steps": 50, "lr": 0.1, "optimizer": "lion", "source": "stdlib", "out": "x",
+        "folder": "x", "project": "x", "data": PaddedSpec(),
     }  # fmt: skip
     if cls.__name__ in ("ExperimentSpec", "PlanSpec"):
         from llm.core.hardware import HardwareSpec
-        from llm.data.specs import PaddedSpec
         from llm.models.specs import LlamaSpec
         from llm.train.specs import PretrainSpec
 
-        needed |= {"model": LlamaSpec(), "data": PaddedSpec(), "trainer": PretrainSpec()}
+        needed |= {"model": LlamaSpec(), "trainer": PretrainSpec()}
         needed |= {"hardware": HardwareSpec()}
     return cls(**{
         field.name: needed[field.name] for field in dataclasses.fields(cls)
