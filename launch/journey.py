@@ -46,8 +46,9 @@ class Stage:
 
 def stages(spec: JourneySpec, folder: Path) -> list[Stage]:
     """The programs in their order, each with its words."""
-    tokenizer, pretrain, sft, grpo, export = (
-        folder / name for name in ("1-tokenizer", "2-pretrain", "3-sft", "4-grpo", "5-export")
+    names = ("tokenizer", "pretrain", "sft", "grpo", "evaluate", "export")
+    tokenizer, pretrain, sft, grpo, evaluate, export = (
+        folder / f"{number}-{name}" for number, name in enumerate(names, 1)
     )
     runs = {
         pretrain: ("trainer=pretrain", *spec.pretrain, _word("data.tokenizer.path", tokenizer)),
@@ -63,17 +64,23 @@ def stages(spec: JourneySpec, folder: Path) -> list[Stage]:
             )
             for place, words in runs.items()
         ),
+        Stage(
+            "evaluate.py",
+            (*spec.evaluate, _word("checkpoint", *runs), _word("hydra.run.dir", evaluate)),
+            evaluate,
+        ),
         Stage("export.py", (*spec.export, _word("checkpoint", grpo), _word("out", export)), export),
     ]
 
 
-def _word(key: str, path: Path) -> str:
-    """The path as it is, whatever Hydra's grammar would make of it."""
-    text = str(path)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{key}={text}"
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{quoted}'"
+def _word(key: str, *paths: Path) -> str:
+    """The path as it is, or several in a list, whatever Hydra's grammar would make of them."""
+    quoted = [
+        text if re.fullmatch(r"[\w./-]+", text) else
+        "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        for text in map(str, paths)
+    ]  # fmt: skip
+    return f"{key}={quoted[0]}" if len(paths) == 1 else f"{key}=[{','.join(quoted)}]"
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="journey")

@@ -16,11 +16,12 @@ class JourneySpec(Spec):
     pretrain: Sequence[str] = knob([], "words of launch/main.py, with this tokenizer")
     sft: Sequence[str] = knob([], "words of launch/main.py trainer=sft, from the pre-trained model")
     grpo: Sequence[str] = knob([], "words of launch/main.py trainer=grpo, from the fine-tuned one")
+    evaluate: Sequence[str] = knob([], "words of launch/evaluate.py, of all three models")
     export: Sequence[str] = knob([], "words of launch/export.py, of the last model")
     every_run: Sequence[str] = knob([], "words that all three training runs get besides")
 
     def check(self) -> None:  # noqa: D102
-        for name in ("tokenizer", "pretrain", "sft", "grpo", "export", "every_run"):
+        for name in ("tokenizer", "pretrain", "sft", "grpo", "evaluate", "export", "every_run"):
             for word in getattr(self, name):
                 if "=" not in word:
                     raise RefusedError(f"{name}: {word!r}: expected words such as key=value")

@@ -177,7 +177,7 @@ def test_every_field_of_every_spec_is_read(
         words = [word for word in tiny_words if word.startswith(("data.source", "data.path"))]
         cfg = compose("tokenizer", [*words, "data.eval_fraction=0.1", "vocab_size=300"])
         train_tokenizer(spec_from_config(cfg, TokenizerTrainingSpec), tmp_path / "tokenizer", [])
-        assert len(stages(spec_from_config(compose("journey"), JourneySpec), tmp_path)) == 5
+        assert len(stages(spec_from_config(compose("journey"), JourneySpec), tmp_path)) == 6
         evaluate_it(trained_run, lines, tmp_path, monkeypatch)
         for model in ("gpt2", "llama"):
             assert experiment("init_from=pretrained", f"model={model}").first_weights

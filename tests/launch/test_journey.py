@@ -12,6 +12,7 @@ from launch import journey
 from launch.config import spec_from_config
 from launch.journey import stages, travel
 from llm.core.spec import RefusedError
+from llm.eval.specs import EvaluateSpec
 from llm.hub.specs import ExportSpec
 from llm.report.json_files import write_json
 from llm.train.experiment import ExperimentSpec
@@ -21,6 +22,7 @@ from llm.train.tokenizer_spec import TokenizerTrainingSpec
 ROOTS = {
     "tokenizer.py": ("tokenizer", TokenizerTrainingSpec),
     "main.py": ("main", ExperimentSpec),
+    "evaluate.py": ("evaluate", EvaluateSpec),
     "export.py": ("export", ExportSpec),
 }
 
@@ -39,11 +41,14 @@ def test_the_words_of_every_stage_are_accepted(spec: JourneySpec, tmp_path: Path
         if stage.program != "export.py":
             assert cfg.hydra.run.dir == str(stage.folder)
         found[stage.folder.name] = spec_from_config(cfg, kind)
-    assert list(found) == ["1-tokenizer", "2-pretrain", "3-sft", "4-grpo", "5-export"]
+    assert list(found) == ["1-tokenizer", "2-pretrain", "3-sft", "4-grpo", "5-evaluate", "6-export"]
     assert found["2-pretrain"].data.tokenizer.path == str(folder / "1-tokenizer")
     assert found["3-sft"].init_from == str(folder / "2-pretrain")
     assert found["4-grpo"].init_from == str(folder / "3-sft")
-    assert found["5-export"].checkpoint == str(folder / "4-grpo")
+    assert found["6-export"].checkpoint == str(folder / "4-grpo")
+    assert found["5-evaluate"].checkpoints == tuple(
+        str(folder / name) for name in ("2-pretrain", "3-sft", "4-grpo")
+    )
     assert all(found[name].resumes for name in ("2-pretrain", "3-sft", "4-grpo"))
 
 
@@ -69,7 +74,7 @@ def test_it_goes_on_where_it_stopped(
             "tokenizer": {"fingerprint": "abc", "run": str(tmp_path / "1-tokenizer")}
             if folder.name == "2-pretrain" else {"fingerprint": "abc"},
         })  # fmt: skip
-        if folder.name == "5-export":
+        if folder.name == "6-export":
             comparison = {"read_back": {"max_difference": 0.0}}
             lineage = {"run": str(tmp_path / "4-grpo")}
             certificate = {"tokenizer": "abc", "logits": comparison, "lineage": lineage}
@@ -88,13 +93,13 @@ def test_it_goes_on_where_it_stopped(
     assert (failed.value.code, called[3:]) == (1, ["3-sft"])
     del outcome["3-sft"]
     travel(spec, tmp_path)
-    assert called[4:] == ["3-sft", "4-grpo", "5-export"]
+    assert called[4:] == ["3-sft", "4-grpo", "5-evaluate", "6-export"]
     result = json.loads((tmp_path / "result.json").read_text())
     kinds = [stage["kind"] for stage in result["lineage"]]
     assert kinds == ["tokenizer", "pretrain", "sft", "grpo", "export"]
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
     travel(spec, tmp_path)
-    assert len(called) == 7
+    assert len(called) == 8
     assert subprocess.run is not run
 
 
