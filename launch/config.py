@@ -252,6 +252,7 @@ def start_logging(level: str = "INFO", prefix: str = "") -> None:
     setup_logging(level, prefix)
     for library in ("absl", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it lists the backends that are not there
 
 
 class RefuseWords(Callback):
