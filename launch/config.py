@@ -26,6 +26,7 @@ from launch.parallel import device_shares
 from launch.processes import join_run, problem_anywhere
 from launch.text_words import paths_quoted
 from llm.core.hardware import HardwareSpec
+from llm.core.launched import launched_by
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import DataSpec, DocumentsSpec, PackedSpec, PaddedSpec
 from llm.eval.specs import EvaluateSpec
@@ -339,6 +340,10 @@ class RefuseEarly(Callback):
             check_what_is_there(experiment)
         except RefusedError as error:
             problem = str(error)
+        except Exception as error:
+            if launched_by(os.environ) is None:
+                raise
+            problem = f"{type(error).__name__}: {error}"
         # One process alone must not stop here while the others wait for it.
         if problem := problem_anywhere(problem):
             # An exception would only become a warning here: Hydra guards itself from callbacks.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from loguru import logger
 
-from llm.core.hosts import is_first, several
+from llm.core.hosts import is_first, said_by_first, several
 from llm.core.machine import claim
 from llm.core.mesh import host_share, put_rows
 from llm.core.spec import RefusedError
@@ -143,6 +143,8 @@ class _Run:
             ledger=self.ledger.totals(),
             extra={"parameters": _count(state.params), "checkpoint": loop.saved},
         )
+        if several():  # who leaves first would not wait long for the one that writes the report
+            said_by_first("")
         return Outcome(
             status,
             int(state.step),
@@ -329,7 +331,7 @@ class _Run:
             steps=steps,
             stop=self.stop,
             ledger=self.ledger,
-            trace=StepTrace(self.folder / "profile" if experiment.profile else None),
+            trace=StepTrace(self.folder / "profile" if experiment.profile and is_first() else None),
             total=spec.steps,
             eval_every=experiment.eval.every,
             save_every=experiment.checkpoint.every,
