@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -131,6 +132,12 @@ class _Evaluation:
                     sink=self._sink(),
                     progress=advance,
                 )
+            if not math.isfinite(losses[corpus.name].loss):
+                logger.warning(
+                    "{} on {}: the loss is {}. THE MODEL IS BROKEN, or its numbers do not fit into "
+                    "the type that is computed in; the result holds null",
+                    model.words, corpus.name, losses[corpus.name].loss,
+                )  # fmt: skip
         everything = merged(list(losses.values())).to_json()
         logger.info(
             "{}: loss {:.4f}, perplexity {:.3f}, {:.4f} bits per byte over {:,} documents",

@@ -156,14 +156,19 @@ class TextLoss:
         return float(self.nats.sum()) / math.log(2) / size if size else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """Figures and their intervals, as result.json has them."""
+        """Figures and their intervals, as result.json has them; NaN has no interval."""
         parts = np.stack([self.nats, self.tokens, self.bytes], axis=1).astype(np.float64)
-        loss = bootstrap([parts], lambda means: means[0][0] / means[0][1])
-        bits = bootstrap([parts], lambda means: means[0][0] / math.log(2) / max(means[0][2], 1e-9))
+        loss = bits = None
+        finite = math.isfinite(self.loss)
+        if finite:
+            loss = bootstrap([parts], lambda means: means[0][0] / means[0][1])
+            bits = bootstrap(
+                [parts], lambda means: means[0][0] / math.log(2) / max(means[0][2], 1e-9)
+            )
         return {
             "loss": self.loss,
             "loss_95": loss,
-            "perplexity": math.exp(min(self.loss, 700)),
+            "perplexity": math.exp(min(self.loss, 700)) if finite else math.nan,
             "bits_per_byte": self.bits_per_byte,
             "bits_per_byte_95": bits,
             "documents": len(self.nats),

@@ -16,7 +16,7 @@ from llm.data.conversations import ChatSettings
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.eval.scorer import Scorer
-from llm.eval.text_loss import documents, merged, read_corpora, text_loss
+from llm.eval.text_loss import TextLoss, documents, merged, read_corpora, text_loss
 from llm.generate.engine import Engine
 from llm.generate.language_model import LanguageModel, save_hf
 from llm.models.parameter import parameters
@@ -149,3 +149,11 @@ def exported(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("hf") / "model"
     save_hf(lm, folder)
     return folder
+
+
+@pytest.mark.parametrize("nats", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_has_no_interval(nats: float) -> None:
+    ones = np.ones(3, int)
+    found = TextLoss(np.array([1.0, nats, 2.0]), ones, ones).to_json()
+    assert not any(map(math.isfinite, (found["loss"], found["perplexity"], found["bits_per_byte"])))
+    assert found["loss_95"] is found["bits_per_byte_95"] is None and found["documents"] == 3
