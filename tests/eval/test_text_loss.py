@@ -126,6 +126,20 @@ def test_splits_and_samples(lm: LanguageModel, tiny: Path) -> None:
     assert merged(parts).loss == pytest.approx(whole.loss, rel=1e-6)
 
 
+def test_two_sources_of_one_name_both_count(lm: LanguageModel, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"question": "def self", "body": "return x and y"}\n')
+    name = f"jsonl:{path}"
+    found = read_corpora(
+        [SourceSpec(source="jsonl", path=str(path), text_field=f) for f in ("question", "body")],
+        lm.tokenizer, split="all", eval_fraction=0.1, cache_dir=tiny / "cache",
+    )  # fmt: skip
+    assert [corpus.name for corpus in found] == [name, f"{name} #2"]
+    assert [d.corpus for corpus in found for d in documents(corpus)] == [name, f"{name} #2"]
+    sizes = [d.bytes for corpus in found for d in documents(corpus)]
+    assert sizes == [len("def self"), len("return x and y")]
+
+
 def test_of_conversations_the_answers_count(lm: LanguageModel, tiny: Path, tmp_path: Path) -> None:
     answers = ["return x", "日本"]
     path = tmp_path / "chats.jsonl"
