@@ -8,6 +8,7 @@ from typing import Any
 
 from loguru import logger
 
+from llm.data.digests import digest
 from llm.eval.picture import draw
 from llm.report.json_files import write_atomic, write_json
 from llm.report.numbers import number, si
@@ -98,9 +99,12 @@ def note_in_run(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pa
         "spec": record["spec"],
         **result,
     }
+    # Evaluations in folders of one name, as points of a sweep have, and other steps of this run
+    # leave notes of their own.
+    name = f"{folder.name}-step-{note['step']}-{digest(note['folder'])[:8]}.json"
     try:
         (run / "evaluations").mkdir(exist_ok=True)
-        write_json(run / "evaluations" / f"{folder.name}.json", note)
+        write_json(run / "evaluations" / name, note)
     except OSError as error:
         logger.warning("{}: no note of this evaluation can be left there: {}", run, error)
 

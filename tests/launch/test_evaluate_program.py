@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -15,6 +16,7 @@ from llm.core.spec import RefusedError
 from llm.data.bpe import build_tokenizer
 from llm.data.sources import open_source as open_documents
 from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.eval.result_files import note_in_run
 from llm.eval.specs import EvaluateSpec
 from llm.generate.language_model import load, save_hf
 from llm.hub.model_card import model_card
@@ -83,6 +85,22 @@ def test_a_run_on_its_own_data_and_its_export(
     certificate = json.loads((exported / "certificate.json").read_text())
     card = model_card(open_source(str(trained_run)), certificate)
     assert "## Evaluation" in card and f"| eval/loss | {own['text']['loss']:.4g} |" in card
+
+
+def test_every_checkpoint_of_a_run_has_its_figures_on_its_card(
+    trained_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    model = open_source(str(trained_run))
+    certificate = json.loads((exported / "certificate.json").read_text())
+    steps = {1: 0.25, 2: 0.5}
+    for step, share in steps.items():
+        result = {"lineage": {**model.lineage, "step": step}, "metrics": {"eval/core": share}}
+        note_in_run({"finished": "2026-01-01", "spec": {}}, result, tmp_path / "a" / "0")
+    for step, share in steps.items():
+        card = model_card(replace(model, lineage={**model.lineage, "step": step}), certificate)
+        assert f"| eval/core | {share} |" in card
+    note_in_run({"finished": "2026-01-01", "spec": {}}, result, tmp_path / "b" / "0")
+    assert len(list((trained_run / "evaluations").iterdir())) == 3
 
 
 def test_tasks_a_suite_and_lines_of_tokens(
