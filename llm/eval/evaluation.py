@@ -170,7 +170,7 @@ class _Evaluation:
                 how,
                 task,
                 spec.sampling(),
-                context=model.lm.spec.max_seq_len,
+                context=model.scorer.context,
                 samples=spec.samples,
                 batch_size=spec.batch_size,
                 seed=spec.seed,
