@@ -67,6 +67,8 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ("q2", "c"), ("q3", "a"), ("q4", "b"), ("text", "b")
     ]  # fmt: skip
     assert task.chance == pytest.approx((3 / 3 + 1 / 2) / 4)
+    path.write_text('{"question": "one\u2028two?", "answer": "2"}\r\n')
+    assert question_set(str(path), limit=None, shots=0).questions[0].text == "one\u2028two?"
     path.write_text('{"question": "1 + 1?", "answer": 2}\n')
     task = question_set(str(path), limit=None, shots=0)
     assert not task.picks and task.chance == 0
@@ -81,6 +83,9 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ('{"question": "q", "answer": "c", "choices": ["a", "b"]}', "expected {"),
         ('{"question": "q", "answer": 2, "choices": ["a", "b"]}', "expected {"),
         ('{"question": "q", "answer": "a", "choices": ["a", "a"]}', "expected {"),
+        ('{"question": "q", "answer": 1, "choices": {"text": ["a", "b"], "label": ["A", "B"]}}',
+         r"bad\.jsonl:1: expected {"),
+        ('{"question": "q", "answer": 0, "choices": 3}', "expected {"),
         ('{"question": "q", "answer": "a"}\n{"question": "", "answer": "a", "choices": ["a", "b"]}',
          "some questions have choices and some have not"),
         ("", "0 questions"),
