@@ -74,7 +74,7 @@ def write_results(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """
     results = [{**one, "metrics": metrics_of(one)} for one in record["checkpoints"]]
     whole = {**record, "checkpoints": results}
-    if len(results) == 1:
+    if len(results) == 1 and record["status"] == "finished":
         whole["final"] = results[0]["metrics"]
     whole |= {"git": git_state(), "packages": package_versions()}
     write_json(folder / "result.json", whole)
@@ -115,6 +115,7 @@ def report(record: Mapping[str, Any], drawn: bool) -> str:
     sections = [
         "# Evaluation",
         f"{record['finished']}, {', '.join(record['devices'])}, {record['compute_dtype']}",
+        _status(record),
         f"![figures by checkpoint]({PICTURE})" if drawn else "",
         "## Checkpoints\n\n" + _checkpoints(results),
         _texts(results),
@@ -125,6 +126,18 @@ def report(record: Mapping[str, Any], drawn: bool) -> str:
         "percentile bootstrap over documents or questions.",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    """Why checkpoints may be missing."""
+    if record["status"] == "finished":
+        return ""
+    error = f": {record['error']['message']}" if "error" in record else ""
+    asked = record["spec"]["checkpoint"]
+    total = 1 if isinstance(asked, str) else len(asked)
+    return (
+        f"**{record['status']}** after {len(record['checkpoints'])} of {total} checkpoints{error}"
+    )
 
 
 def _checkpoints(results: list[Mapping[str, Any]]) -> str:

@@ -103,6 +103,22 @@ def test_every_checkpoint_of_a_run_has_its_figures_on_its_card(
     assert len(list((trained_run / "evaluations").iterdir())) == 3
 
 
+def test_what_was_scored_before_a_refusal_is_kept(
+    evaluate: Evaluate, trained_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusedError, match="what it was trained on is not known here"):
+        evaluate(f"checkpoint=[{trained_run},{exported}]")
+    result = json.loads((tmp_path / "evaluation" / "result.json").read_text())
+    assert result["status"] == "failed" and result["error"]["type"] == "RefusedError"
+    assert str(exported) in result["error"]["message"]
+    (own,) = result["checkpoints"]
+    assert own["metrics"]["eval/loss"] > 0 and "final" not in result
+    report = (tmp_path / "evaluation" / "report.md").read_text()
+    assert "**failed** after 1 of 2 checkpoints: checkpoint=" in report
+    (note,) = (trained_run / "evaluations").iterdir()
+    assert json.loads(note.read_text())["metrics"] == own["metrics"]
+
+
 def test_tasks_a_suite_and_lines_of_tokens(
     evaluate: Evaluate, trained_run: Path, tiny: Path, tmp_path: Path, monkeypatch
 ) -> None:
