@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm.core.spec import RefusedError
 from llm.eval.asking import Asking, check_length
 from llm.eval.measures import accuracy
 from llm.eval.questions import QuestionSet
@@ -14,19 +15,37 @@ from llm.eval.scorer import Query, Scored, Scorer
 
 
 class Picked(NamedTuple):
-    """Which choice of a question is the likeliest."""
+    """Which choices of a question are the likeliest: one, or several that are equally likely."""
 
-    in_all: int
+    in_all: tuple[int, ...]
     """By the log-probability of the whole text."""
-    per_byte: int
+    per_byte: tuple[int, ...]
     """By that divided by the bytes of the text (UTF-8), which does not favour short ones."""
 
 
-def pick(scores: Sequence[Scored], texts: Sequence[str]) -> Picked:
-    """The likeliest of several continuations; of equal ones the first."""
+def pick(scores: Sequence[Scored], texts: Sequence[str], task: str) -> Picked:
+    """The likeliest of several continuations.
+
+    Raises:
+        RefusedError: a log-probability is not finite; `task` is what the message names.
+    """
     log_probs = np.array([one.log_probs.astype(np.float64).sum() for one in scores])
+    if not np.isfinite(log_probs).all():
+        raise RefusedError(
+            f"{task}: the model's log-probabilities of the choices are {log_probs.tolist()}; a "
+            "model whose numbers are not finite has no score"
+        )
     sizes = np.array([len(text.encode()) for text in texts])
-    return Picked(int(log_probs.argmax()), int((log_probs / sizes).argmax()))
+    return Picked(_best(log_probs), _best(log_probs / sizes))
+
+
+def _best(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(values == values.max()).tolist())
+
+
+def credit(best: Sequence[int], right: int) -> float:
+    """1 for the right choice, 1/n where it is one of n best: what drawing one of them expects."""
+    return 1 / len(best) if right in best else 0.0
 
 
 def answer_choices(scorer: Scorer, how: Asking, task: QuestionSet) -> dict[str, Any]:
@@ -36,7 +55,7 @@ def answer_choices(scorer: Scorer, how: Asking, task: QuestionSet) -> dict[str, 
         Accuracies with their intervals, as result.json has them.
 
     Raises:
-        RefusedError: a question is longer than the context.
+        RefusedError: a question is longer than the context, or the model gives no finite number.
     """
     queries = []
     for question in task.questions:
@@ -47,9 +66,10 @@ def answer_choices(scorer: Scorer, how: Asking, task: QuestionSet) -> dict[str, 
     check_length(task, [query.context for query in queries], scorer.context - longest + 1)
     right, right_per_byte = [], []
     for question, scores in zip(task.questions, scorer(queries), strict=True):
-        picked = pick(scores, question.choices)
-        right.append(question.choices[picked.in_all] == question.answer)
-        right_per_byte.append(question.choices[picked.per_byte] == question.answer)
+        picked = pick(scores, question.choices, f"task {task.name}")
+        answer = question.choices.index(question.answer)
+        right.append(credit(picked.in_all, answer))
+        right_per_byte.append(credit(picked.per_byte, answer))
     second = accuracy(right_per_byte)
     return {
         **accuracy(right, task.chance),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from llm.data.tasks.words import WORDS
 from llm.data.tokenizer import Tokenizer
 from llm.eval.asking import continuation
-from llm.eval.choices import pick
+from llm.eval.choices import credit, pick
 from llm.eval.measures import accuracy, centred_score
 from llm.eval.scorer import Query, Scorer
 
@@ -213,16 +213,20 @@ def core_suite(scorer: Scorer, tokenizer: Tokenizer, limit: int | None = None) -
         scorer: of the model; of a text longer than its context only the end is seen.
         tokenizer: of the model.
         limit: questions of each task; None: 100, or as many as there are.
+
+    Raises:
+        RefusedError: the model gives a number that is not finite.
     """
     by_task = {name: items(name, limit or QUESTIONS) for name in TASKS}
     queries = [
         _query(item, tokenizer, scorer.context) for of_task in by_task.values() for item in of_task
     ]
     scores = iter(scorer(queries))
-    right: dict[str, list[bool]] = {}
+    right: dict[str, list[float]] = {}
     for name, of_task in by_task.items():
-        picks = (pick(next(scores), item.choices) for item in of_task)
-        right[name] = [picked.in_all == 0 for picked in picks]
+        where = f"suite core, task {name}"
+        picks = (pick(next(scores), item.choices, where) for item in of_task)
+        right[name] = [credit(picked.in_all, 0) for picked in picks]
     chances = {name: 1 / len(of_task[0].choices) for name, of_task in by_task.items()}
     return {
         **centred_score(right, chances),

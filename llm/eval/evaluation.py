@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,7 +43,7 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
         The content of result.json.
 
     Raises:
-        RefusedError: something cannot work.
+        RefusedError: something cannot work; what was scored before is in the files.
     """
     check_words(spec)
     per_token = None if spec.per_token is None else Path(spec.per_token).expanduser()
@@ -51,27 +52,38 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
     if machine.note:
         logger.warning(machine.note)
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    with nullcontext() if per_token is None else open_token_file(per_token) as tokens:
-        for words in spec.checkpoints:
-            with ledger("load"):
-                model = candidate(words, spec, machine)
-            results.append(_Evaluation(spec, model, ledger, tokens).result())
-            del model  # before the next one is loaded
-    record: dict[str, Any] = {
-        "kind": "evaluation",
-        "status": "finished",
-        "started": started,
-        "finished": now(),
-        "spec": spec.to_json(),
-        "devices": machine.device_names(),
-        "compute_dtype": machine.spec.compute_dtype,
-        "checkpoints": results,
-        "ledger": ledger.totals(),
-    }
-    record = write_results(folder, record)
-    for result in record["checkpoints"]:
-        note_in_run(record, result, folder)
+    results: list[dict[str, Any]] = []
+
+    def write(status: str, error: BaseException | None = None) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "kind": "evaluation",
+            "status": status,
+            "started": started,
+            "finished": now(),
+            "spec": spec.to_json(),
+            "devices": machine.device_names(),
+            "compute_dtype": machine.spec.compute_dtype,
+            "checkpoints": results,
+            "ledger": ledger.totals(),
+        }
+        if error is not None:
+            record["error"] = {"type": type(error).__name__, "message": str(error)}
+        return write_results(folder, record)
+
+    try:
+        with nullcontext() if per_token is None else open_token_file(per_token) as tokens:
+            for words in spec.checkpoints:
+                with ledger("load"):
+                    model = candidate(words, spec, machine)
+                results.append(_Evaluation(spec, model, ledger, tokens).result())
+                del model  # before the next one is loaded
+                record = write("running")
+                note_in_run(record, record["checkpoints"][-1], folder)
+    except BaseException as error:
+        if results:  # hours of work, perhaps; a refusal of the first one leaves no result
+            write("failed", error)
+        raise
+    record = write("finished")
     _track(spec, folder, record)
     return record
 
@@ -131,6 +143,12 @@ class _Evaluation:
                     sink=self._sink(),
                     progress=advance,
                 )
+            if not math.isfinite(losses[corpus.name].loss):
+                logger.warning(
+                    "{} on {}: the loss is {}. THE MODEL IS BROKEN, or its numbers do not fit into "
+                    "the type that is computed in; the result holds null",
+                    model.words, corpus.name, losses[corpus.name].loss,
+                )  # fmt: skip
         everything = merged(list(losses.values())).to_json()
         logger.info(
             "{}: loss {:.4f}, perplexity {:.3f}, {:.4f} bits per byte over {:,} documents",
@@ -163,7 +181,7 @@ class _Evaluation:
                 how,
                 task,
                 spec.sampling(),
-                context=model.lm.spec.max_seq_len,
+                context=model.scorer.context,
                 samples=spec.samples,
                 batch_size=spec.batch_size,
                 seed=spec.seed,

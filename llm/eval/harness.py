@@ -13,7 +13,7 @@ from llm.core.spec import RefusedError
 from llm.eval.scorer import Scorer
 from llm.generate.language_model import LanguageModel
 
-HOW_TO_INSTALL = 'Install it: pip install "lernaean[eval]"'
+HOW_TO_INSTALL = 'Install it: pip install -e ".[eval]"'
 _NAME = re.compile(r"^(?:task|group):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 

@@ -25,7 +25,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(right: int, n: int) -> Interval:
+def wilson(right: float, n: int) -> Interval:
     """Of a share of `right` in `n` independent questions.
 
     Raises:

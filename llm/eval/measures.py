@@ -11,11 +11,11 @@ from llm.eval.intervals import bootstrap, wilson
 from llm.report.pass_at_k import ks, pass_at_k
 
 
-def accuracy(right: Sequence[bool], chance: float = 0.0) -> dict[str, Any]:
-    """Share of right answers with Wilson's interval."""
+def accuracy(right: Sequence[float], chance: float = 0.0) -> dict[str, Any]:
+    """Share of right answers with Wilson's interval; 1/n stands for a tie of n best choices."""
     return {
         "accuracy": float(np.mean(right)),
-        "accuracy_95": wilson(int(np.sum(right)), len(right)),
+        "accuracy_95": wilson(float(np.sum(right)), len(right)),
         "chance": chance,
         "questions": len(right),
     }
@@ -38,7 +38,7 @@ def pass_at(right: Sequence[int], n: int) -> dict[str, Any]:
 
 
 def centred_score(
-    tasks: Mapping[str, Sequence[bool]], chances: Mapping[str, float]
+    tasks: Mapping[str, Sequence[float]], chances: Mapping[str, float]
 ) -> dict[str, Any]:
     """Mean over tasks of (accuracy - chance) / (1 - chance): 0 is guessing, 1 all right."""
     names = list(tasks)

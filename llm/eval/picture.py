@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,8 @@ def draw(record: Mapping[str, Any], path: Path) -> bool:
 
 def _texts(result: Mapping[str, Any]) -> Iterator[_Mark]:
     for name, part in result.get("text", {}).get("sources", {}).items():
-        yield _Mark(name, part["bits_per_byte"], part["bits_per_byte_95"])
+        if math.isfinite(part["bits_per_byte"]):
+            yield _Mark(name, part["bits_per_byte"], part["bits_per_byte_95"])
 
 
 def _shares(result: Mapping[str, Any]) -> Iterator[_Mark]:

@@ -159,7 +159,8 @@ def _near(number: str, rng: random.Random) -> str:
 def _of_file(path: Path, *, limit: int | None, shots: int) -> QuestionSet:
     """Records with `question`, `answer` and perhaps `choices`; the first ones are the examples."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # str.splitlines would also break a line at U+2028, which JSON allows within a text.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedError(f"tasks={path}: cannot be read: {error}") from error
     found = [
@@ -188,11 +189,13 @@ def _of_record(line: str, where: str) -> Question:
         choices = record.get("choices") or []
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RefusedError(f"{where}: {expected}; got {line[:60]}") from None
+    if choices and not _are_choices(choices):
+        raise RefusedError(f"{where}: {expected}; got {line[:60]}")
     if choices and type(answer) is int and 0 <= answer < len(choices):
         answer = choices[answer]
     answer = str(answer) if type(answer) in (int, float) and not choices else answer
     texts = isinstance(text, str) and isinstance(answer, str) and answer != ""
-    if not texts or (choices and not (_are_choices(choices) and answer in choices)):
+    if not texts or (choices and answer not in choices):
         raise RefusedError(f"{where}: {expected}; got {line[:60]}")
     return Question(text, answer, lambda written: is_correct(answer, written), tuple(choices))
 

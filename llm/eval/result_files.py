@@ -8,6 +8,7 @@ from typing import Any
 
 from loguru import logger
 
+from llm.data.digests import digest
 from llm.eval.picture import draw
 from llm.report.json_files import write_atomic, write_json
 from llm.report.numbers import number, si
@@ -73,7 +74,7 @@ def write_results(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """
     results = [{**one, "metrics": metrics_of(one)} for one in record["checkpoints"]]
     whole = {**record, "checkpoints": results}
-    if len(results) == 1:
+    if len(results) == 1 and record["status"] == "finished":
         whole["final"] = results[0]["metrics"]
     whole |= {"git": git_state(), "packages": package_versions()}
     write_json(folder / "result.json", whole)
@@ -98,9 +99,12 @@ def note_in_run(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pa
         "spec": record["spec"],
         **result,
     }
+    # Evaluations in folders of one name, as points of a sweep have, and other steps of this run
+    # leave notes of their own.
+    name = f"{folder.name}-step-{note['step']}-{digest(note['folder'])[:8]}.json"
     try:
         (run / "evaluations").mkdir(exist_ok=True)
-        write_json(run / "evaluations" / f"{folder.name}.json", note)
+        write_json(run / "evaluations" / name, note)
     except OSError as error:
         logger.warning("{}: no note of this evaluation can be left there: {}", run, error)
 
@@ -111,6 +115,7 @@ def report(record: Mapping[str, Any], drawn: bool) -> str:
     sections = [
         "# Evaluation",
         f"{record['finished']}, {', '.join(record['devices'])}, {record['compute_dtype']}",
+        _status(record),
         f"![figures by checkpoint]({PICTURE})" if drawn else "",
         "## Checkpoints\n\n" + _checkpoints(results),
         _texts(results),
@@ -121,6 +126,18 @@ def report(record: Mapping[str, Any], drawn: bool) -> str:
         "percentile bootstrap over documents or questions.",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    """Why checkpoints may be missing."""
+    if record["status"] == "finished":
+        return ""
+    error = f": {record['error']['message']}" if "error" in record else ""
+    asked = record["spec"]["checkpoint"]
+    total = 1 if isinstance(asked, str) else len(asked)
+    return (
+        f"**{record['status']}** after {len(record['checkpoints'])} of {total} checkpoints{error}"
+    )
 
 
 def _checkpoints(results: list[Mapping[str, Any]]) -> str:

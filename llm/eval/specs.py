@@ -142,3 +142,17 @@ class EvaluateSpec(Sampling):
         for name in ("tasks", "lm_eval"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise RefusedError(f"{name}={list(getattr(self, name))}: each once")
+        if not self.measures_text:
+            self._refuse(("stride", "split"), "a text; give data.source=... too")
+        if not self.tasks:
+            written = (*Sampling.__dataclass_fields__, "samples")
+            self._refuse(written, "tasks; give tasks=[...] too")
+        if not self.tasks and not self.lm_eval:
+            words = "tasks; give tasks=[...] or lm_eval=[...] too"
+            self._refuse(("chat", "shots", "batch_size"), words)
+
+    def _refuse(self, names: Sequence[str], needed: str) -> None:
+        """Words that nothing which is asked for would read."""
+        for name in names:
+            if (value := getattr(self, name)) != EvaluateSpec.__dataclass_fields__[name].default:
+                raise RefusedError(f"{name}={value}: is read with {needed}")

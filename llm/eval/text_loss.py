@@ -37,6 +37,7 @@ class Corpus:
     """Documents as tokens, or stretches of them."""
 
     name: str
+    """Of the source; of another source with that name too, it ends in ` #2` and so on."""
     cache: TokenCache
     spans: Spans
     tokenizer: Tokenizer
@@ -89,7 +90,7 @@ def read_corpora(
         caches.append(tokenise(open_source(one, cache_dir, format), tokenizer, cache_dir))
     parts = split_documents(caches, 0 if split == "all" else eval_fraction)
     spans = parts.held_out if split == "held_out" else parts.train
-    names = [cache.meta["source"] for cache in caches]
+    names = _distinct([cache.meta["source"] for cache in caches])
     if not any(len(span.start) for span in spans):
         raise RefusedError(
             f"split={split}: no document of {', '.join(names)} is held out with "
@@ -100,6 +101,11 @@ def read_corpora(
         for name, cache, span in zip(names, caches, spans, strict=True)
         if len(span.start)
     ]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    earlier = [names[:nth].count(name) for nth, name in enumerate(names)]
+    return [f"{name} #{n + 1}" if n else name for name, n in zip(names, earlier, strict=True)]
 
 
 def documents(corpus: Corpus, *, ends: bool = True, limit: int | None = None) -> Iterator[Document]:
@@ -156,14 +162,19 @@ class TextLoss:
         return float(self.nats.sum()) / math.log(2) / size if size else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """Figures and their intervals, as result.json has them."""
+        """Figures and their intervals, as result.json has them; NaN has no interval."""
         parts = np.stack([self.nats, self.tokens, self.bytes], axis=1).astype(np.float64)
-        loss = bootstrap([parts], lambda means: means[0][0] / means[0][1])
-        bits = bootstrap([parts], lambda means: means[0][0] / math.log(2) / max(means[0][2], 1e-9))
+        loss = bits = None
+        finite = math.isfinite(self.loss)
+        if finite:
+            loss = bootstrap([parts], lambda means: means[0][0] / means[0][1])
+            bits = bootstrap(
+                [parts], lambda means: means[0][0] / math.log(2) / max(means[0][2], 1e-9)
+            )
         return {
             "loss": self.loss,
             "loss_95": loss,
-            "perplexity": math.exp(min(self.loss, 700)),
+            "perplexity": math.exp(min(self.loss, 700)) if finite else math.nan,
             "bits_per_byte": self.bits_per_byte,
             "bits_per_byte_95": bits,
             "documents": len(self.nats),

@@ -65,5 +65,5 @@ def test_without_the_harness_the_message_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     words = {"chat": False, "shots": None, "limit": None, "batch_size": 4, "seed": 0}
-    with pytest.raises(RefusedError, match=r'pip install "lernaean\[eval\]"'):
+    with pytest.raises(RefusedError, match=r'pip install -e "\.\[eval\]"'):
         run_harness(lm, Scorer(lm.engine), ["arc_easy"], **words)

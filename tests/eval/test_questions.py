@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,11 +19,12 @@ from llm.data.tasks.registry import TASKS
 from llm.data.token_cache import hashes_of
 from llm.eval.answers import write_answers
 from llm.eval.asking import Asking, asking
-from llm.eval.choices import answer_choices, pick
+from llm.eval.choices import answer_choices, credit, pick
 from llm.eval.core_suite import TASKS as CORE
 from llm.eval.core_suite import core_suite, items
 from llm.eval.questions import Question, QuestionSet, held_out_tasks, question_set, with_choices
 from llm.eval.scorer import Scored, Scorer
+from llm.generate.engine import Engine
 from llm.generate.specs import Sampling
 
 
@@ -64,6 +67,8 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ("q2", "c"), ("q3", "a"), ("q4", "b"), ("text", "b")
     ]  # fmt: skip
     assert task.chance == pytest.approx((3 / 3 + 1 / 2) / 4)
+    path.write_text('{"question": "one\u2028two?", "answer": "2"}\r\n')
+    assert question_set(str(path), limit=None, shots=0).questions[0].text == "one\u2028two?"
     path.write_text('{"question": "1 + 1?", "answer": 2}\n')
     task = question_set(str(path), limit=None, shots=0)
     assert not task.picks and task.chance == 0
@@ -78,6 +83,9 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ('{"question": "q", "answer": "c", "choices": ["a", "b"]}', "expected {"),
         ('{"question": "q", "answer": 2, "choices": ["a", "b"]}', "expected {"),
         ('{"question": "q", "answer": "a", "choices": ["a", "a"]}', "expected {"),
+        ('{"question": "q", "answer": 1, "choices": {"text": ["a", "b"], "label": ["A", "B"]}}',
+         r"bad\.jsonl:1: expected {"),
+        ('{"question": "q", "answer": 0, "choices": 3}', "expected {"),
         ('{"question": "q", "answer": "a"}\n{"question": "", "answer": "a", "choices": ["a", "b"]}',
          "some questions have choices and some have not"),
         ("", "0 questions"),
@@ -104,9 +112,14 @@ def test_the_likeliest_choice_by_text_and_by_byte() -> None:
     def scored(*log_probs: float) -> Scored:
         return Scored(np.array(log_probs, np.float32), np.zeros(len(log_probs), bool))
 
-    found = pick([scored(-1.0), scored(-0.9, -0.9)], ["é", "abcd"])
-    assert found == (0, 1)  # -1 > -1.8, but -1 / 2 bytes < -1.8 / 4 bytes
-    assert pick([scored(-1.0), scored(-1.0)], ["a", "b"]) == (0, 0)
+    found = pick([scored(-1.0), scored(-0.9, -0.9)], ["é", "abcd"], "task")
+    assert found == ((0,), (1,))  # -1 > -1.8, but -1 / 2 bytes < -1.8 / 4 bytes
+    tie = pick([scored(-1.0), scored(-2.0), scored(-1.0)], ["a", "b", "cd"], "task")
+    assert tie == ((0, 2), (2,))
+    assert [credit(tie.in_all, right) for right in range(3)] == [0.5, 0, 0.5]
+    for value in (np.nan, -np.inf):
+        with pytest.raises(RefusedError, match=r"^task words: .* not finite has no score"):
+            pick([scored(-1.0), scored(value)], ["a", "b"], "task words")
 
 
 def test_plain_and_chat_prompts(lm) -> None:
@@ -188,3 +201,17 @@ def test_the_core_suite_centres_what_the_model_picks(lm) -> None:
     assert found["score"] == pytest.approx(np.mean(centred))
     low, high = found["score_95"]
     assert low < found["score"] < high
+
+
+def test_a_broken_model_is_no_better_than_chance(lm) -> None:
+    """All tokens equally likely, then none a number: the right choice stands first in the suite."""
+
+    def scorer(value: float) -> Scorer:
+        params = jax.tree.map(lambda x: jnp.full_like(x, value), lm.params)
+        return Scorer(Engine(lm.spec, params))
+
+    uniform = core_suite(scorer(0.0), lm.tokenizer, limit=20)
+    assert uniform["tasks"]["closing_brackets"]["accuracy"] == 0.25
+    assert abs(uniform["score"]) < 0.25
+    with pytest.raises(RefusedError, match=r"^suite core, task copying: .*nan"):
+        core_suite(scorer(np.nan), lm.tokenizer, limit=1)

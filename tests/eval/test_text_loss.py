@@ -16,7 +16,7 @@ from llm.data.conversations import ChatSettings
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.eval.scorer import Scorer
-from llm.eval.text_loss import documents, merged, read_corpora, text_loss
+from llm.eval.text_loss import TextLoss, documents, merged, read_corpora, text_loss
 from llm.generate.engine import Engine
 from llm.generate.language_model import LanguageModel, save_hf
 from llm.models.parameter import parameters
@@ -126,6 +126,20 @@ def test_splits_and_samples(lm: LanguageModel, tiny: Path) -> None:
     assert merged(parts).loss == pytest.approx(whole.loss, rel=1e-6)
 
 
+def test_two_sources_of_one_name_both_count(lm: LanguageModel, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"question": "def self", "body": "return x and y"}\n')
+    name = f"jsonl:{path}"
+    found = read_corpora(
+        [SourceSpec(source="jsonl", path=str(path), text_field=f) for f in ("question", "body")],
+        lm.tokenizer, split="all", eval_fraction=0.1, cache_dir=tiny / "cache",
+    )  # fmt: skip
+    assert [corpus.name for corpus in found] == [name, f"{name} #2"]
+    assert [d.corpus for corpus in found for d in documents(corpus)] == [name, f"{name} #2"]
+    sizes = [d.bytes for corpus in found for d in documents(corpus)]
+    assert sizes == [len("def self"), len("return x and y")]
+
+
 def test_of_conversations_the_answers_count(lm: LanguageModel, tiny: Path, tmp_path: Path) -> None:
     answers = ["return x", "日本"]
     path = tmp_path / "chats.jsonl"
@@ -149,3 +163,11 @@ def exported(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("hf") / "model"
     save_hf(lm, folder)
     return folder
+
+
+@pytest.mark.parametrize("nats", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_has_no_interval(nats: float) -> None:
+    ones = np.ones(3, int)
+    found = TextLoss(np.array([1.0, nats, 2.0]), ones, ones).to_json()
+    assert not any(map(math.isfinite, (found["loss"], found["perplexity"], found["bits_per_byte"])))
+    assert found["loss_95"] is found["bits_per_byte_95"] is None and found["documents"] == 3

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -15,6 +16,7 @@ from llm.core.spec import RefusedError
 from llm.data.bpe import build_tokenizer
 from llm.data.sources import open_source as open_documents
 from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.eval.result_files import note_in_run
 from llm.eval.specs import EvaluateSpec
 from llm.generate.language_model import load, save_hf
 from llm.hub.model_card import model_card
@@ -85,6 +87,38 @@ def test_a_run_on_its_own_data_and_its_export(
     assert "## Evaluation" in card and f"| eval/loss | {own['text']['loss']:.4g} |" in card
 
 
+def test_every_checkpoint_of_a_run_has_its_figures_on_its_card(
+    trained_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    model = open_source(str(trained_run))
+    certificate = json.loads((exported / "certificate.json").read_text())
+    steps = {1: 0.25, 2: 0.5}
+    for step, share in steps.items():
+        result = {"lineage": {**model.lineage, "step": step}, "metrics": {"eval/core": share}}
+        note_in_run({"finished": "2026-01-01", "spec": {}}, result, tmp_path / "a" / "0")
+    for step, share in steps.items():
+        card = model_card(replace(model, lineage={**model.lineage, "step": step}), certificate)
+        assert f"| eval/core | {share} |" in card
+    note_in_run({"finished": "2026-01-01", "spec": {}}, result, tmp_path / "b" / "0")
+    assert len(list((trained_run / "evaluations").iterdir())) == 3
+
+
+def test_what_was_scored_before_a_refusal_is_kept(
+    evaluate: Evaluate, trained_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusedError, match="what it was trained on is not known here"):
+        evaluate(f"checkpoint=[{trained_run},{exported}]")
+    result = json.loads((tmp_path / "evaluation" / "result.json").read_text())
+    assert result["status"] == "failed" and result["error"]["type"] == "RefusedError"
+    assert str(exported) in result["error"]["message"]
+    (own,) = result["checkpoints"]
+    assert own["metrics"]["eval/loss"] > 0 and "final" not in result
+    report = (tmp_path / "evaluation" / "report.md").read_text()
+    assert "**failed** after 1 of 2 checkpoints: checkpoint=" in report
+    (note,) = (trained_run / "evaluations").iterdir()
+    assert json.loads(note.read_text())["metrics"] == own["metrics"]
+
+
 def test_tasks_a_suite_and_lines_of_tokens(
     evaluate: Evaluate, trained_run: Path, tiny: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -134,6 +168,12 @@ def test_what_does_not_belong_together_is_refused(
         ([checkpoint, "stride=9", "context=8"], r"stride=9: longer than context=8"),
         ([checkpoint, "per_token=tokens.csv"], r"expected a name that ends in .parquet or .jsonl"),
         ([checkpoint, "data.path=x"], r"data.path=x: is read with a source"),
+        ([checkpoint, "suite=core", "stride=8"], r"^stride=8: is read with a text"),
+        ([checkpoint, "tasks=[parity]", "split=all"], r"^split=all: is read with a text"),
+        ([checkpoint, "samples=4"], r"^samples=4: is read with tasks"),
+        ([checkpoint, "lm_eval=[arc_easy]", "top_k=4"], r"^top_k=4: is read with tasks"),
+        ([checkpoint, "suite=core", "shots=2"], r"^shots=2: is read with tasks"),
+        ([checkpoint, "tasks=[parity]", "context=30", "max_new_tokens=2"], r"has room for 28;"),
         ([checkpoint, "data.loss_on=assistant", *text], r"has no chat template"),
         ([checkpoint, "chat=always", "tasks=[parity]"], r"has no chat template"),
         ([checkpoint, "tasks=[parity,parity]"], r"each once"),

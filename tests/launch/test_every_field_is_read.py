@@ -208,7 +208,8 @@ def evaluate_it(
         f"checkpoint={trained_run}", "data.source=jsonl", f"data.path={lines}",
         "data.text_field=body", f"data.cache_dir={folder / 'cache'}", "data.eval_fraction=0.2",
         "limit=1", "suite=core", "tasks=[parity]", "shots=0", "max_new_tokens=2", "samples=1",
-        "lm_eval=[arc_easy]", "tracker.mode=disabled", "hardware.compilation_cache=null",
+        "lm_eval=[arc_easy]", "context=64", "tracker.mode=disabled",
+        "hardware.compilation_cache=null",
     ]  # fmt: skip
     spec = spec_from_config(compose("evaluate", words), EvaluateSpec)
     evaluate_and_show(spec, folder / "evaluation")
