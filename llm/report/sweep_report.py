@@ -64,10 +64,11 @@ def show_sweep(sweep: Sweep) -> None:
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
     rows.add_column("", justify="right", style="dim")
     for field in sweep.fields:
-        rows.add_column(sweep.short(field), overflow="fold")
-    rows.add_column(_value_name(sweep), justify="right")
+        rows.add_column(Text(sweep.short(field)), overflow="fold")
+    rows.add_column(Text(_value_name(sweep)), justify="right")
     for place, setting in enumerate(sweep.ranked[:_SHOWN], 1):
-        cells = [brief(dict(setting.words).get(field, "")) for field in sweep.fields]
+        # Text: of a plain string, rich would take what is in brackets for markup.
+        cells = [Text(brief(dict(setting.words).get(field, ""))) for field in sweep.fields]
         rows.add_row(str(place), *cells, _value(setting), style="bold" if place == 1 else "")
     if sweep.ranked:
         console.print(rows)

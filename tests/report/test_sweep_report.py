@@ -22,7 +22,8 @@ def point(
     status: str = "finished", tokens: int = 100, error: str | None = None,
 ) -> Path:  # fmt: skip
     """The folder of a run whose held-out loss falls in a line from 5 to `loss`."""
-    folder = sweep / f"{number}-{','.join(f'{k}={v}' for k, v in words.items())}"
+    name = ",".join(f"{k}={v}" for k, v in words.items()).replace("/", "_")
+    folder = sweep / f"{number}-{name}"
     folder.mkdir(parents=True)
     overrides = ["model=gpt", *(f"{k}={v}" for k, v in words.items())]
     specs = {"seed": int(words.get("seed", 0)), "trainer": {"steps": 10}}
@@ -150,6 +151,17 @@ def test_the_same_seed_twice_is_one_measurement(tmp_path: Path) -> None:
         point(tmp_path, number, {"seed": "0", LR: "1"}, loss=2.0)
     point(tmp_path, 2, {"seed": "0", LR: "2"}, loss=3.0)
     assert [s.spread for s in read_sweep(tmp_path).ranked] == [None, None]
+
+
+def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
+    """Of rich's markup the first would be a style, the second one's end."""
+    values = ("[position_embedding]", "[/data/base]")
+    for number, value in enumerate(values):
+        point(tmp_path, number, {"init_from": value}, loss=1.0)
+    show_sweep(read_sweep(tmp_path))
+    follow(tmp_path, pause=0.0)
+    shown = capsys.readouterr().out
+    assert [shown.count(value) for value in values] == [2, 2]
 
 
 def test_it_is_followed_until_nothing_goes_on(sweep: Path) -> None:
