@@ -178,7 +178,7 @@ def _link(point: Point, text: str) -> str:
 
 def _effects_section(sweep: Sweep) -> str:
     points = [
-        (point.words, value)
+        (dict(point.setting), value)
         for point in sweep.compared
         if (value := sweep.value(point)) is not None
     ]
@@ -190,10 +190,12 @@ def _effects_section(sweep: Sweep) -> str:
         f"Share of the variance of {sweep.objective} over {len(points)} points that each field "
         "explains by itself (omega squared). What is left is noise and what fields do together."
     )
-    if len(points) < 12:
+    if any(effect.share is None for effect in found):
+        note += " More points are needed than the fields have values: no noise is left to tell by."
+    elif len(points) < 12:
         note += f" From {len(points)} points this is a hint, not a finding."
     if SEED in sweep.swept:
-        note += " The seed is the yardstick: what does no more than it does is chance."
+        note += " The seed is the yardstick and has no row: what it does is noise."
     return "\n".join(
         [
             "## Which fields mattered",

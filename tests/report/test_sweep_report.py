@@ -193,9 +193,14 @@ class TestEffects:
                 for c in (0, 1)]  # fmt: skip
         found = effects(grid, [10 * int(p["a"]) + int(p["b"]) for p in grid])
         assert [effect.field for effect in found] == ["a", "b", "c"]
-        assert found[0].share == pytest.approx(0.99, abs=0.01)
-        assert found[1].share == found[2].share == 0
+        assert [effect.share for effect in found] == pytest.approx([100 / 101, 1 / 101, 0])
         assert found[0].means == {"0": 0.5, "1": 10.5}
+
+    def test_one_fields_effect_is_no_noise_of_another(self) -> None:
+        """3 + 0.2 a + 0.1 b: of the variance 0.04 : 0.01."""
+        grid = [{"a": str(a), "b": str(b)} for a in (0, 1) for b in (0, 1)]
+        found = effects(grid, [3 + 0.2 * int(p["a"]) + 0.1 * int(p["b"]) for p in grid])
+        assert [effect.share for effect in found] == pytest.approx([0.8, 0.2])
 
     def test_against_the_definition(self) -> None:
         y = [1.0, 2.0, 4.0, 7.0, 5.0, 6.0]
@@ -207,8 +212,11 @@ class TestEffects:
         assert effect.share == pytest.approx(expected)
 
     def test_too_few_to_tell(self) -> None:
-        (effect,) = effects([{"a": "1"}, {"a": "2"}, {"a": "2"}], [1, 2, 3])
-        assert effect.share is None
+        """Three parameters are fitted to three points."""
+        found = effects(
+            [{"a": "1", "b": "1"}, {"a": "2", "b": "1"}, {"a": "2", "b": "2"}], [1, 2, 3]
+        )
+        assert [effect.share for effect in found] == [None, None]
 
     def test_numbers_that_all_differ_are_taken_in_thirds(self) -> None:
         points = [{"lr": str(10.0**-i)} for i in range(9)]
