@@ -51,7 +51,7 @@ def begin(config: DictConfig) -> None:
             )
         points = points_of(config)
         folder = Path(config.hydra.sweep.dir)
-        before = read_json(folder / RECORD)
+        before = _before(config, folder)
         words = [str(word) for word in config.hydra.overrides.task]
         hydra_words = [str(word) for word in config.hydra.overrides.hydra]
         _check_plugins(config)
@@ -123,6 +123,18 @@ def _of_a_job(error: Exception) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _before(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The record of the sweep that goes on; empty for a new one."""
+    if str(config.resume).lower() == "true":
+        return read_json(folder / RECORD)
+    if (folder / RECORD).exists():
+        raise RefusedError(
+            f"{folder}: holds a sweep already; resume={folder} goes on with it, or choose another "
+            "hydra.sweep.dir"
+        )
+    return {}
 
 
 def _check_plugins(config: DictConfig) -> None:

@@ -209,7 +209,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     record = read_json(folder / RECORD)
     runs = [_Found(path) for path in sorted(_run_folders(folder), key=_number)]
-    swept = [str(key) for key in record.get("swept") or ()] or _differing(runs)
+    swept = [str(key) for key in record["swept"]] if "swept" in record else _differing(runs)
     over = bool(record.get("ended"))
     points = [run.point(swept, over) for run in runs]
     for planned in record.get("points") or ():

@@ -96,6 +96,23 @@ def test_a_good_sweep_is_written_down_and_names_folders_by_what_differs(
         replay_words(["resume=sweep", "hydra.sweep.dir=other"])
 
 
+def test_a_folder_holds_one_sweep(multirun, tmp_path: Path, capsys) -> None:
+    """A new one there is refused; one that goes on keeps when it began, and what `last` meant."""
+    (tmp_path / "sweep").mkdir()
+    record = tmp_path / "sweep" / "sweep.json"
+    record.write_text('{"started": "then", "last": {"last": "RUN"}}')
+    with pytest.raises(SystemExit) as end:
+        sweep.begin(multirun("seed=0,1", "plan=off"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "Refused: sweep: holds a sweep already; resume=sweep goes on with it, or choose another "
+        "hydra.sweep.dir\n"
+    )
+    sweep.begin(multirun("seed=0,1", "plan=off", "resume=true"))
+    after = json.loads(record.read_text())
+    assert (after["started"], after["last"]) == ("then", {"last": "RUN"})
+
+
 def test_duplicates_are_pointed_out(multirun) -> None:
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")

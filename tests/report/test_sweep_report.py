@@ -153,6 +153,15 @@ def test_the_same_seed_twice_is_one_measurement(tmp_path: Path) -> None:
     assert [s.spread for s in read_sweep(tmp_path).ranked] == [None, None]
 
 
+def test_nothing_was_swept_if_the_record_says_so(tmp_path: Path) -> None:
+    """The words of these points differ all the same, say because one was begun again."""
+    for number in range(2):
+        point(tmp_path, number, {LR: str(number)}, loss=1.0)
+    assert read_sweep(tmp_path).swept == [LR]
+    (tmp_path / "sweep.json").write_text('{"swept": []}')
+    assert read_sweep(tmp_path).swept == []
+
+
 def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
     """Of rich's markup the first would be a style, the second one's end."""
     values = ("[position_embedding]", "[/data/base]")
