@@ -100,6 +100,10 @@ class Setting:
     points: list[Point]
     values: list[float]
     """The objective of each point, after equal amounts of training."""
+    planned: int
+    """Seeds of the setting in the sweep, whatever became of them."""
+    failed: int
+    """Seeds that ended without a value, so that the mean is of those that survived."""
 
     @property
     def mean(self) -> float:
@@ -159,7 +163,11 @@ class Sweep:
 
     @cached_property
     def ranked(self) -> list[Setting]:
-        """Settings with the values of their points, the best first."""
+        """Settings with the values of their points, the best first.
+
+        Those with a failed seed come after all others: the mean of the seeds that survived says
+        nothing about those that did not.
+        """
         settings: dict[tuple[tuple[str, str], ...], list[Point]] = {}
         for point in self.compared:
             settings.setdefault(point.setting, []).append(point)
@@ -172,8 +180,13 @@ class Sweep:
                 if (value := self.value(point)) is not None
             }
             if values:
-                found.append(Setting(words, points, list(values.values())))
-        return sorted(found, key=lambda setting: -(self.objective.sign or -1) * setting.mean)
+                of_setting = [point for point in self.points if point.setting == words]
+                over = {p.seed for p in of_setting if p.status in ("finished", "failed", "killed")}
+                planned = len({point.seed for point in of_setting})
+                failed = len(over - values.keys())
+                found.append(Setting(words, points, list(values.values()), planned, failed))
+        sign = -(self.objective.sign or -1)
+        return sorted(found, key=lambda setting: (setting.failed > 0, sign * setting.mean))
 
     def short(self, key: str) -> str:
         """A key without its groups, if that leaves no doubt: lr for trainer.optimizer.lr."""

@@ -66,10 +66,14 @@ def show_sweep(sweep: Sweep) -> None:
     for field in sweep.fields:
         rows.add_column(Text(sweep.short(field)), overflow="fold")
     rows.add_column(Text(_value_name(sweep)), justify="right")
+    seeds = any(setting.planned > 1 for setting in sweep.ranked)
+    if seeds:
+        rows.add_column("seeds", justify="right")
     for place, setting in enumerate(sweep.ranked[:_SHOWN], 1):
         # Text: of a plain string, rich would take what is in brackets for markup.
         cells = [Text(brief(dict(setting.words).get(field, ""))) for field in sweep.fields]
-        rows.add_row(str(place), *cells, _value(setting), style="bold" if place == 1 else "")
+        own = [Text(_value(setting)), *([Text(_seeds(setting))] if seeds else [])]
+        rows.add_row(str(place), *cells, *own, style="bold" if place == 1 else "")
     if sweep.ranked:
         console.print(rows)
     if len(sweep.ranked) > _SHOWN:
@@ -127,10 +131,17 @@ def _value(setting: Setting) -> str:
     return number(setting.mean) + spread
 
 
+def _seeds(setting: Setting) -> str:
+    """How many seeds the value is of, and what became of the others."""
+    n = len(setting.values)
+    words = str(n) if n == setting.planned else f"{n} of {setting.planned}"
+    return f"{words}, {setting.failed} failed" if setting.failed else words
+
+
 def _ranking_section(sweep: Sweep) -> str:
     if not sweep.ranked:
         return ""
-    seeds = any(len(setting.values) > 1 for setting in sweep.ranked)
+    seeds = any(setting.planned > 1 for setting in sweep.ranked)
     header = ["", *map(sweep.short, sweep.fields), _value_name(sweep)]
     header += [] if sweep.even else ["at the end"]
     header += ["seeds"] if seeds else []
@@ -144,12 +155,14 @@ def _ranking_section(sweep: Sweep) -> str:
             most = max(point.done(sweep.unit) for point in setting.points)
             there = [end for end in ends if end is not None]
             row.append(f"{number(sum(there) / len(there))} ({si(most)})")
-        row += [str(len(setting.values))] if seeds else []
+        row += [_seeds(setting)] if seeds else []
         links = [_link(point, str(i)) for i, point in enumerate(setting.points, 1)]
         rows.append((*row, " ".join(links)))
     lines = ["## Ranking", "", table(rows, tuple(header))]
-    if seeds:
+    if any(setting.spread is not None for setting in sweep.ranked):
         lines += ["", "± is the standard deviation over seeds."]
+    if any(setting.failed for setting in sweep.ranked):
+        lines += ["", "Settings with a failed seed come last: their mean is of the others only."]
     if note := _near_best(sweep):
         lines += ["", note]
     return "\n".join(lines)

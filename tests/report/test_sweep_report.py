@@ -162,6 +162,24 @@ def test_nothing_was_swept_if_the_record_says_so(tmp_path: Path) -> None:
     assert read_sweep(tmp_path).swept == []
 
 
+def test_a_setting_with_a_failed_seed_comes_after_the_others(tmp_path: Path, capsys) -> None:
+    """Whichever of its seeds survived did better than the others' mean."""
+    for number, (lr, seed) in enumerate([("9", "0"), ("9", "1"), ("1", "0"), ("1", "1")]):
+        failed = (lr, seed) == ("9", "1")
+        point(tmp_path, number, {LR: lr, "seed": seed}, loss=None if failed else 2 - float(lr) / 9,
+              status="failed" if failed else "finished")  # fmt: skip
+    found = read_sweep(tmp_path)
+    assert [(dict(s.words)[LR], s.planned, s.failed) for s in found.ranked] == [
+        ("1", 2, 0),
+        ("9", 2, 1),
+    ]
+    text = write_sweep_report(tmp_path).read_text()
+    assert "| 2 | 9 | 1.0000 | 1 of 2, 1 failed |" in text
+    assert "Settings with a failed seed come last" in text
+    show_sweep(found)
+    assert "1 of 2, 1 failed" in capsys.readouterr().out
+
+
 def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
     """Of rich's markup the first would be a style, the second one's end."""
     values = ("[position_embedding]", "[/data/base]")
