@@ -14,6 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from llm.report.again import words_again
 from llm.report.importance import Effect, effects
 from llm.report.json_files import write_atomic
 from llm.report.markdown import duration, fenced, table
@@ -261,8 +262,8 @@ def _again_section(sweep: Sweep) -> str:
 
 def _commands(sweep: Sweep) -> Iterator[str]:
     if sweep.ranked:
-        words = sweep.ranked[0].points[0].run.get("overrides") or ()
-        kept = [str(w) for w in words if not str(w).startswith(("resume=", "seed="))]
+        words = words_again(sweep.ranked[0].points[0].run)
+        kept = [word for word in words if not word.startswith(("resume=", "seed="))]
         yield "# the best again, with another seed"
         yield " ".join(["python launch/main.py", *map(shlex.quote, kept), "seed=..."])
     if sweep.record and sweep.with_status("waiting", "stopped", "failed", "killed"):

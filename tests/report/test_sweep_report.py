@@ -25,9 +25,10 @@ def point(
     name = ",".join(f"{k}={v}" for k, v in words.items()).replace("/", "_")
     folder = sweep / f"{number}-{name}"
     folder.mkdir(parents=True)
-    overrides = ["model=gpt", *(f"{k}={v}" for k, v in words.items())]
+    overrides = ["model=gpt", "init_from=last", *(f"{k}={v}" for k, v in words.items())]
     specs = {"seed": int(words.get("seed", 0)), "trainer": {"steps": 10}}
-    run = {"overrides": overrides, "objective": "eval/loss", "specs": specs}
+    run = {"overrides": overrides, "objective": "eval/loss", "specs": specs,
+           "parent": {"checkpoint": "outputs/x/3"}}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run))
     if loss is not None:
         lines = [
@@ -77,7 +78,7 @@ def test_twelve_points(sweep: Path, capsys) -> None:
         "| lr=9, seed=0 | failed | 10 | E: no good \\| at all |",
         "| lr=9, seed=1 | killed | 10 | ended without a word (killed, or out of memory) |",
         "| lr=9, seed=2 | waiting | 0 |",
-        f"python launch/main.py model=gpt {LR}=0.01 seed=...",
+        f"python launch/main.py model=gpt init_from=outputs/x/3 {LR}=0.01 seed=...",
         f"resume={sweep}",
         "From 8 points this is a hint, not a finding.",
     ):
