@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from llm.report.history import History
 from llm.report.json_files import read_json
 from llm.report.metrics_file import NAME
-from llm.report.objective import Objective
+from llm.report.objective import BITS_PER_BYTE, Objective
 
 RECORD = "sweep.json"
 SEED = "seed"
@@ -131,6 +131,13 @@ class Sweep:
         """The swept keys besides the seed."""
         return [key for key in self.swept if key != SEED]
 
+    @property
+    def across_tokenizers(self) -> bool:
+        """Compared by a mean over tokens, though not all runs have the same tokenizer."""
+        tokenizers = (point.run.get("tokenizer") for point in self.points)
+        found = {t.get("fingerprint") for t in tokenizers if isinstance(t, Mapping)}
+        return self.objective.per_token and len(found) > 1
+
     def with_status(self, *statuses: str) -> list[Point]:
         """Points that ended so."""
         return [point for point in self.points if point.status in statuses]
@@ -234,7 +241,18 @@ def read_sweep(folder: Path) -> Sweep:
     words = record.get("objective") or next(
         (run.run["objective"] for run in runs if run.run.get("objective")), "eval/loss"
     )
-    return Sweep(folder, Objective.named(str(words)), swept, points, record)
+    sweep = Sweep(folder, Objective.named(str(words)), swept, points, record)
+    if sweep.across_tokenizers and _can_be_in_bytes(points):
+        return replace(sweep, objective=Objective(BITS_PER_BYTE))
+    return sweep
+
+
+def _can_be_in_bytes(points: list[Point]) -> bool:
+    """Nobody named an objective, and all that was measured was measured in bits per byte too."""
+    if any((point.run.get("specs") or {}).get("objective") for point in points):
+        return False
+    measured = [last for p in points if "eval/loss" in (last := p.history.scores.last)]
+    return bool(measured) and all(BITS_PER_BYTE in last for last in measured)
 
 
 def read_run(folder: Path) -> Point:

@@ -105,6 +105,8 @@ def _summary(sweep: Sweep) -> str:
         lines.append(
             f"Compared by `{sweep.objective}` ({lower[sweep.objective.sign]}), {_when(sweep)}."
         )
+        if sweep.across_tokenizers:
+            lines.append("Tokenizers differ, and this is per token: it may rank them wrongly.")
     if not sweep.with_status("finished") and sweep.compared:
         lines.append("None is finished: this is how they stand so far.")
     seconds = sum(point.seconds for point in sweep.points)

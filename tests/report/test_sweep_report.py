@@ -181,6 +181,26 @@ def test_a_setting_with_a_failed_seed_comes_after_the_others(tmp_path: Path, cap
     assert "1 of 2, 1 failed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("named", [None, "eval/loss"])
+def test_across_tokenizers_bits_per_byte_are_compared(tmp_path: Path, named: str | None) -> None:
+    """Of the longer tokens there are fewer: their loss is higher, the text's is lower."""
+    for number, bits in enumerate((2.0, 1.0)):
+        folder = point(tmp_path, number, {"data.tokenizer.path": str(number)}, loss=1.0 + number)
+        run = json.loads((folder / "run.json").read_text())
+        run["specs"]["objective"], run["tokenizer"] = named, {"fingerprint": str(number)}
+        (folder / "run.json").write_text(json.dumps(run))
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 10, "tokens": 100, "eval/bits_per_byte": bits}) + "\n")
+    found = read_sweep(tmp_path)
+    best, objective = ("0", "eval/loss") if named else ("1", "eval/bits_per_byte")
+    assert (dict(found.ranked[0].words)["data.tokenizer.path"], str(found.objective)) == (
+        best,
+        objective,
+    )
+    text = write_sweep_report(tmp_path).read_text()
+    assert ("Tokenizers differ, and this is per token" in text) == bool(named)
+
+
 def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
     """Of rich's markup the first would be a style, the second one's end."""
     values = ("[position_embedding]", "[/data/base]")
