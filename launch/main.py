@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from launch.config import new_folders, refuse, spec_from_config, start, start_logging
 from launch.job import as_in_its_sweep, run_job
+from launch.processes import problem_anywhere
 from launch.resume import replay_words
 from launch.sweep import reported
 from llm.core.spec import RefusedError
@@ -50,9 +52,10 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
             machine = claim(experiment.hardware)
             if not is_first():
                 start_logging("WARNING", f"process {jax.process_index()}: ")
-            check_fits(experiment, machine)
+            _check_anywhere(lambda: check_fits(experiment, machine))
         except RefusedError:
-            _forget(folder)
+            if is_first():
+                _forget(folder)
             raise
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
@@ -63,6 +66,17 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         sys.stderr.flush()
         os._exit(0)
     return outcome.objective
+
+
+def _check_anywhere(check: Callable[[], None]) -> None:
+    """Check; a refusal in one process of the run is one in all."""
+    problem = ""
+    try:
+        check()
+    except RefusedError as error:
+        problem = str(error)
+    if problem := problem_anywhere(problem):
+        raise RefusedError(problem)
 
 
 def _forget(folder: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import time
+from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
 from llm.core.hardware import HardwareSpec
 from llm.core.launched import launched_by
+from llm.core.spec import RefusedError
 
 
 def join_run(config: DictConfig, hardware: HardwareSpec) -> None:
@@ -30,6 +34,41 @@ def join_run(config: DictConfig, hardware: HardwareSpec) -> None:
         config.hydra.run.dir = said_by_first(config.hydra.run.dir)
         if not is_first():
             config.hydra.output_subdir = None
+    _check_shared(Path(config.hydra.run.dir).absolute())
+
+
+def _check_shared(folder: Path) -> None:
+    """Is it on a disk that all processes see? Checkpoints wait for ever otherwise."""
+    import jax
+
+    from llm.core.hosts import is_first, said_by_all, said_by_first
+
+    mark, problem = "", ""
+    if is_first():
+        there = next(place for place in (folder, *folder.parents) if place.is_dir())
+        try:
+            _, mark = tempfile.mkstemp(prefix=".seen-by-all-", dir=there)
+        except OSError as error:
+            problem = f"{there}: cannot be written to ({error.strerror})"
+    mark = said_by_first(mark)
+    if mark and not _appears(Path(mark)):
+        problem = (
+            f"process {jax.process_index()} does not see {Path(mark).parent}: hydra.run.dir must "
+            "be on a disk that all processes share"
+        )
+    problems = [*filter(None, said_by_all(problem))]
+    if is_first() and mark:
+        Path(mark).unlink()
+    if problems:
+        raise RefusedError(problems[0])
+
+
+def _appears(path: Path, seconds: float = 10.0) -> bool:
+    """Is it there, or soon? Network file systems take a while to say so."""
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    return path.exists()
 
 
 def problem_anywhere(problem: str) -> str:

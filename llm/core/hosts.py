@@ -62,20 +62,22 @@ def join() -> None:
 
 
 def _all_local_devices(environment: Mapping[str, str]) -> list[int] | None:
-    """Every GPU of this host if this is its only process; None: each process takes its own.
+    """The GPUs of this process: those it sees, if they are its own; None: one, by its number.
 
     JAX gives the n-th process of a host its n-th device alone.
     """
-    on_host = environment.get(
-        "SLURM_STEP_TASKS_PER_NODE", environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-    )
+    listed = environment.get("CUDA_VISIBLE_DEVICES", "")
+    visible = len(listed.split(",")) if listed else None
+    if visible == 1:  # the launcher has given each process one
+        return [0]
+    on_host = environment.get("SLURM_STEP_TASKS_PER_NODE")
+    on_host = on_host or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
     if on_host is None or on_host.partition("(")[0] != "1":
         return None
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return list(range(len(visible.split(",")))) if visible else None
-    cards = Path("/proc/driver/nvidia/gpus")
-    return list(range(len(list(cards.iterdir())))) if cards.exists() else None
+    if visible is None:
+        cards = Path("/proc/driver/nvidia/gpus")
+        visible = len(list(cards.iterdir())) if cards.exists() else None
+    return None if visible is None else list(range(visible))
 
 
 def several() -> bool:

@@ -27,8 +27,15 @@ def launched_by(environment: Mapping[str, str]) -> str | None:
         for name in EXPLICIT[1:]:
             if not environment[name].isdecimal():
                 raise RefusedError(f"{name}={environment[name]}: expected a whole number")
+        count, index = (int(environment[name]) for name in EXPLICIT[1:])
+        if index >= count:
+            raise RefusedError(
+                f"JAX_PROCESS_ID={index} with JAX_NUM_PROCESSES={count}: they count from 0"
+            )
         return "explicit"
-    if all(name in environment for name in _SLURM) and environment["SLURM_NTASKS"] != "1":
+    # A shell inside of an allocation is a step of one task, whatever the allocation has.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS"))
+    if all(name in environment for name in _SLURM) and tasks != "1":
         return "slurm"
     if all(name in environment for name in _OPEN_MPI) and environment[_OPEN_MPI[1]] != "1":
         return "ompi"

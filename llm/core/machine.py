@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from llm.core.devices import GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
 from llm.core.hosts import join, several
+from llm.core.launched import launched_by
 from llm.core.mesh import make_mesh
 from llm.core.spec import RefusedError
 
@@ -118,7 +119,8 @@ class Machine:
             return self.spec.memory_gib
         if self.device.platform == "cpu":
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-        limit = (self.device.memory_stats() or {}).get("bytes_limit")
+        here = self.mesh.local_devices[0]  # the first may be another process's
+        limit = (here.memory_stats() or {}).get("bytes_limit")
         return limit / GIB if limit else None
 
 
@@ -143,6 +145,8 @@ def claim(spec: HardwareSpec) -> Machine:
     on_gpu = spec.device == "gpu" or (spec.device == "auto" and gpu_expected())
     if on_gpu and not gpu_expected():
         problem = "no GPU (or no CUDA build of JAX) here"
+        if launched_by(os.environ) is not None:  # others may have one, and all must run alike
+            raise RefusedError(f"hardware={spec.name} on several processes: {problem}")
         spec = make_do(spec, problem, "the CPU", device="cpu", **_NOT_OF_THIS_DEVICE)
         on_gpu = False
     if spec.attention in ("cudnn", "flash") and not on_gpu:

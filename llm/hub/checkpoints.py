@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from loguru import logger
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from llm.core.hosts import is_first, said_by_all, said_by_first
 from llm.core.spec import RefusedError
 from llm.models.parameter import named, nested
 
@@ -122,10 +123,14 @@ class Checkpoints:
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
+            restored, problem = None, ""
             try:
                 restored = self.restore(step, template)
             except (OSError, ValueError, KeyError) as error:
-                failures[step] = str(error).splitlines()[0]
+                problem = str(error).splitlines()[0]
+            # Several processes go on from the same one.
+            if problems := [*filter(None, said_by_all(problem))]:
+                failures[step] = problems[0]
                 continue
             self._set_aside(failures)
             return restored
@@ -139,12 +144,13 @@ class Checkpoints:
 
     def _set_aside(self, failures: dict[int, str]) -> None:
         """Move checkpoints that cannot be read out of the way, and say so."""
-        for step, reason in failures.items():
+        for step, reason in failures.items() if is_first() else ():
             aside = self._folder.parent / "unreadable" / f"{step}-{time.time_ns()}"
             aside.parent.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(aside)
             logger.warning("Checkpoint {} cannot be read, moved to {}: {}", step, aside, reason)
         if failures:
+            said_by_first("")  # it is done
             self._manager.reload()
 
     def restore(self, step: int, template: Any) -> Restored:

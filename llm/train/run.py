@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from loguru import logger
 
-from llm.core.hosts import is_first, several
+from llm.core.hosts import is_first, said_by_first, several
 from llm.core.machine import claim
 from llm.core.mesh import host_share, put_rows
 from llm.core.spec import RefusedError
@@ -142,6 +143,8 @@ class _Run:
             ledger=self.ledger.totals(),
             extra={"parameters": _count(state.params), "checkpoint": loop.saved},
         )
+        if several():  # who leaves first would not wait long for the one that writes the report
+            said_by_first("")
         return Outcome(
             status,
             int(state.step),
@@ -199,6 +202,7 @@ class _Run:
         begun = read_json(record) if record.exists() else None
         if not is_first():
             return SilentReport(self.folder, jax.process_index())
+        word = shlex.quote(f"checkpoint={self.folder}")
         report = RunReport(
             self.folder,
             tracker=experiment.tracker,
@@ -215,9 +219,9 @@ class _Run:
             resumed=restored is not None,
             tracker_id=begun["tracker_id"] if begun else None,
             next_commands=[
-                f"python launch/chat.py checkpoint={self.folder}"
+                f"python launch/chat.py {word}"
                 if self.chat
-                else f'python launch/generate.py checkpoint={self.folder} prompt="..."'
+                else f'python launch/generate.py {word} prompt="..."'
             ],
         )
         try:
@@ -327,7 +331,7 @@ class _Run:
             steps=steps,
             stop=self.stop,
             ledger=self.ledger,
-            trace=StepTrace(self.folder / "profile" if experiment.profile else None),
+            trace=StepTrace(self.folder / "profile" if experiment.profile and is_first() else None),
             total=spec.steps,
             eval_every=experiment.eval.every,
             save_every=experiment.checkpoint.every,

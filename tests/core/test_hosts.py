@@ -35,6 +35,7 @@ EXPLICIT = {
         ({}, None),
         (SLURM, "slurm"),
         ({**SLURM, "SLURM_NTASKS": "1"}, None),
+        ({**SLURM, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, None),  # salloc's shell
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, None),  # a batch script outside of srun
         (OPEN_MPI, "ompi"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "1"}, None),
@@ -53,6 +54,8 @@ def test_half_an_address_is_refused():
         launched_by({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"})
     with pytest.raises(RefusedError, match="JAX_PROCESS_ID=one: expected a whole number"):
         launched_by({**EXPLICIT, "JAX_PROCESS_ID": "one"})
+    with pytest.raises(RefusedError, match="JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2"):
+        launched_by({**EXPLICIT, "JAX_PROCESS_ID": "2"})
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,7 @@ def test_half_an_address_is_refused():
     [
         ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "CUDA_VISIBLE_DEVICES": "3"}, [0]),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "CUDA_VISIBLE_DEVICES": "5,7"}, [0, 1]),
         ({}, None),
     ],
