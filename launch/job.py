@@ -18,6 +18,7 @@ from launch.config import spec_from_config, start_logging
 from launch.parallel import jobs_at_once, launcher_name
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
+from llm.report.objective import BITS_PER_BYTE
 from llm.train.experiment import ExperimentSpec
 from llm.train.stopping import StopSignal
 
@@ -53,7 +54,11 @@ def pinned(experiment: ExperimentSpec, pins: dict[str, str]) -> ExperimentSpec:
 
 def as_in_its_sweep(experiment: ExperimentSpec, folder: Path) -> ExperimentSpec:
     """The experiment as its sweep runs it, if the folder is that of a point of a sweep."""
-    return pinned(experiment, read_json(folder.parent / RECORD).get("last") or {})
+    record = read_json(folder.parent / RECORD)
+    unnamed = experiment.objective is None and experiment.goal.per_token
+    if unnamed and record.get("objective") == BITS_PER_BYTE:  # as tokenizers differ
+        experiment = experiment.replace(objective=BITS_PER_BYTE)
+    return pinned(experiment, record.get("last") or {})
 
 
 def run_job(cfg: DictConfig) -> float | None:

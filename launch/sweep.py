@@ -25,6 +25,7 @@ from launch.config import (
 from launch.job import RECORD, pinned, signals
 from launch.parallel import jobs_at_once, launcher_name
 from launch.points import Points, points_of, value_of
+from launch.sweep_objective import with_objective
 from llm.core.launched import launched_by
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json, write_json
@@ -51,7 +52,7 @@ def begin(config: DictConfig) -> None:
             )
         points = points_of(config)
         folder = Path(config.hydra.sweep.dir)
-        before = read_json(folder / RECORD)
+        before = _before(config, folder)
         words = [str(word) for word in config.hydra.overrides.task]
         hydra_words = [str(word) for word in config.hydra.overrides.hydra]
         _check_plugins(config)
@@ -59,6 +60,7 @@ def begin(config: DictConfig) -> None:
         _name_by(points.swept, config)
         experiments, pins = _checked(points, config, folder, before.get("last") or {})
         _check_sweeper(config, points, experiments[0])
+        objective = with_objective(experiments)
     except RefusedError as error:
         refuse(error)
     except HydraException as error:
@@ -68,7 +70,7 @@ def begin(config: DictConfig) -> None:
     record = {
         "words": words,
         "hydra": [w for w in hydra_words if not w.startswith(("hydra.mode=", "hydra.sweep.dir="))],
-        "objective": str(experiments[0].goal),
+        "objective": objective,
         "swept": points.swept,
         "points": each if points.complete else None,
         "last": pins,
@@ -123,6 +125,18 @@ def _of_a_job(error: Exception) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _before(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The record of the sweep that goes on; empty for a new one."""
+    if str(config.resume).lower() == "true":
+        return read_json(folder / RECORD)
+    if (folder / RECORD).exists():
+        raise RefusedError(
+            f"{folder}: holds a sweep already; resume={folder} goes on with it, or choose another "
+            "hydra.sweep.dir"
+        )
+    return {}
 
 
 def _check_plugins(config: DictConfig) -> None:

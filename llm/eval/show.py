@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llm.report.numbers import number
 
@@ -18,10 +19,11 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
     results = record["checkpoints"]
     table = Table("", box=None, header_style="bold", pad_edge=False)
     for one in results:
-        table.add_column(one["checkpoint"], justify="right", overflow="fold")
+        # Text: of a plain string, rich would take what is in brackets for markup.
+        table.add_column(Text(one["checkpoint"]), justify="right", overflow="fold")
     names = dict.fromkeys(name for one in results for name in one["metrics"])
     for name in names:
         if name.count("/") > 1 and name.endswith(_QUIET):
             continue
-        table.add_row(name, *(number(one["metrics"].get(name)) for one in results))
+        table.add_row(Text(name), *(number(one["metrics"].get(name)) for one in results))
     console.print(table)

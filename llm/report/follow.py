@@ -52,12 +52,12 @@ def _sweep(folder: Path) -> tuple[Any, bool]:
     sweep = read_sweep(folder)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for name in ("", *map(sweep.short, sweep.swept), "step", "tokens", str(sweep.objective)):
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")  # a plain string would be markup
     for point in sweep.points:
         value = point.value(sweep.objective)
         table.add_row(
             Text(point.status, _COLOURS.get(point.status, "")),
-            *(brief(point.words.get(key, "")) for key in sweep.swept),
+            *(Text(brief(point.words.get(key, ""))) for key in sweep.swept),
             _steps(point),
             si(point.history.tokens),
             number(value),

@@ -17,7 +17,8 @@ class Effect:
     field: str
     share: float | None
     """Of the variance of all points, from 0 to 1: omega squared, which unlike eta squared does not
-    grow with the number of values by chance alone (Hays 1963). None: too few points to tell."""
+    grow with the number of values by chance alone (Hays 1963). Noise is what the main effects of
+    all fields together leave over. None: too few points to tell."""
     means: dict[str, float]
     """Mean of the points with each value (or third of the values, if nearly all differ)."""
 
@@ -25,16 +26,18 @@ class Effect:
 def effects(settings: Sequence[dict[str, str]], values: Sequence[float]) -> list[Effect]:
     """The effect of each field, the largest first.
 
-    Each field is looked at by itself: what two of them do only together is in no share.
+    What two of them do only together is in no share.
 
     Args:
-        settings: field to value, for each point.
+        settings: field to value, for each point; without the seed, whose effect is the noise.
         values: the objective of each point.
     """
     fields = list(dict.fromkeys(key for setting in settings for key in setting))
     y = np.asarray(values, np.float64)
-    found = [_effect(f, _levels([s.get(f, "") for s in settings]), y) for f in fields]
-    found = [effect for effect in found if len(effect.means) > 1]
+    levels = {f: _levels([s.get(f, "") for s in settings]) for f in fields}
+    levels = {field: values for field, values in levels.items() if len(set(values)) > 1}
+    noise = _noise(list(levels.values()), y)
+    found = [_effect(field, of_points, y, noise) for field, of_points in levels.items()]
     return sorted(found, key=lambda effect: -1.0 if effect.share is None else -effect.share)
 
 
@@ -55,17 +58,32 @@ def in_order(values: Sequence[str]) -> list[str]:
     return sorted(distinct, key=lambda value: numbers[value] or 0.0)
 
 
-def _effect(field: str, levels: list[str], y: np.ndarray) -> Effect:
+def _effect(field: str, levels: list[str], y: np.ndarray, noise: float | None) -> Effect:
     groups = {level: y[np.array(levels) == level] for level in in_order(levels)}
     means = {level: float(group.mean()) for level, group in groups.items()}
-    n, k = y.size, len(groups)
     total = float(((y - y.mean()) ** 2).sum())
-    if n - k < 2 or not total:
+    if noise is None or not total:
         return Effect(field, None, means)
-    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups.values())
-    noise = within / (n - k)
-    share = (total - within - (k - 1) * noise) / (total + noise)
-    return Effect(field, max(share, 0.0), means)
+    between = sum(group.size * (group.mean() - y.mean()) ** 2 for group in groups.values())
+    share = (between - (len(groups) - 1) * noise) / (total + noise)
+    return Effect(field, max(float(share), 0.0), means)
+
+
+def _noise(factors: Sequence[list[str]], y: np.ndarray) -> float | None:
+    """Mean square of what all fields together, added up, leave unexplained.
+
+    None if as many parameters as there are points, or more, would be fitted.
+    """
+    columns = [np.ones(y.size)]
+    for levels in factors:
+        of_point = np.array(levels)
+        columns += [(of_point == level).astype(np.float64) for level in dict.fromkeys(levels)]
+    free = y.size - 1 - sum(len(set(levels)) - 1 for levels in factors)
+    if free < 1:
+        return None
+    design = np.stack(columns, axis=1)
+    fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return float(((y - fitted) ** 2).sum()) / free
 
 
 def _levels(values: list[str]) -> list[str]:

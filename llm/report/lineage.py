@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llm.report.json_files import read_json
 from llm.report.numbers import clock, number
@@ -115,7 +116,8 @@ def show_lineage(console: Console, stages: list[Stage]) -> None:
         parents = " + ".join(numbers[parent.resolve()] for parent in stage.parents)
         time = "" if stage.seconds is None else clock(stage.seconds)
         table.add_row(
-            str(n), stage.kind, parents, stage.tokenizer[:8], stage.score, time, str(stage.folder)
-        )
+            str(n), stage.kind, parents, stage.tokenizer[:8], stage.score, time,
+            Text(str(stage.folder)),  # a plain string would be markup
+        )  # fmt: skip
     width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     Console(file=console.file, width=max(width, console.width), highlight=False).print(table)

@@ -8,6 +8,9 @@ from typing import Any
 
 from llm.report.best import direction
 
+BITS_PER_BYTE = "eval/bits_per_byte"
+"""What can be compared between tokenizers."""
+
 _BEST = "best:"
 
 
@@ -30,6 +33,11 @@ class Objective:
     def sign(self) -> int:
         """-1 if lower values are better, 1 if higher ones are, 0 if that is a matter of taste."""
         return direction(self.metric)
+
+    @property
+    def per_token(self) -> bool:
+        """A mean over tokens, which cannot be compared between tokenizers."""
+        return self.metric.endswith(("/loss", "/perplexity"))
 
     def of(self, result: Mapping[str, Any]) -> float | None:
         """The value in a run's result.json; None if it has none."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llm.report.again import words_again
 from llm.report.best import direction
 from llm.report.history import History
 from llm.report.json_files import read_json, write_atomic
@@ -155,7 +156,6 @@ def _sample_sections(folder: Path) -> Iterator[str]:
 
 def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
     """What it takes to run it again."""
-    overrides = [str(word) for word in run.get("overrides") or ()]
     lines = ["## Run it again", ""]
     git = run.get("git") or {}
     if git:
@@ -174,7 +174,7 @@ def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
         lines.append(f"- Python {run['python']}, {versions}")
     for resume in run.get("resumes") or ():
         lines.append(f"- resumed at step {resume.get('step', 0):,} ({resume.get('time')})")
-    again = " ".join(["python launch/main.py", *map(shlex.quote, overrides)]) if run else ""
+    again = " ".join(["python launch/main.py", *map(shlex.quote, words_again(run))]) if run else ""
     commands = [again, f"python launch/main.py {shlex.quote(f'resume={folder}')}"]
     lines += ["", fenced("\n".join(filter(None, commands)))]
     return "\n".join(lines)

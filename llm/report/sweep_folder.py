@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from llm.report.history import History
 from llm.report.json_files import read_json
 from llm.report.metrics_file import NAME
-from llm.report.objective import Objective
+from llm.report.objective import BITS_PER_BYTE, Objective
 
 RECORD = "sweep.json"
 SEED = "seed"
@@ -100,6 +100,10 @@ class Setting:
     points: list[Point]
     values: list[float]
     """The objective of each point, after equal amounts of training."""
+    planned: int
+    """Seeds of the setting in the sweep, whatever became of them."""
+    failed: int
+    """Seeds that ended without a value, so that the mean is of those that survived."""
 
     @property
     def mean(self) -> float:
@@ -126,6 +130,13 @@ class Sweep:
     def fields(self) -> list[str]:
         """The swept keys besides the seed."""
         return [key for key in self.swept if key != SEED]
+
+    @property
+    def across_tokenizers(self) -> bool:
+        """Compared by a mean over tokens, though not all runs have the same tokenizer."""
+        tokenizers = (point.run.get("tokenizer") for point in self.points)
+        found = {t.get("fingerprint") for t in tokenizers if isinstance(t, Mapping)}
+        return self.objective.per_token and len(found) > 1
 
     def with_status(self, *statuses: str) -> list[Point]:
         """Points that ended so."""
@@ -159,7 +170,11 @@ class Sweep:
 
     @cached_property
     def ranked(self) -> list[Setting]:
-        """Settings with the values of their points, the best first."""
+        """Settings with the values of their points, the best first.
+
+        Those with a failed seed come after all others: the mean of the seeds that survived says
+        nothing about those that did not.
+        """
         settings: dict[tuple[tuple[str, str], ...], list[Point]] = {}
         for point in self.compared:
             settings.setdefault(point.setting, []).append(point)
@@ -172,8 +187,13 @@ class Sweep:
                 if (value := self.value(point)) is not None
             }
             if values:
-                found.append(Setting(words, points, list(values.values())))
-        return sorted(found, key=lambda setting: -(self.objective.sign or -1) * setting.mean)
+                of_setting = [point for point in self.points if point.setting == words]
+                over = {p.seed for p in of_setting if p.status in ("finished", "failed", "killed")}
+                planned = len({point.seed for point in of_setting})
+                failed = len(over - values.keys())
+                found.append(Setting(words, points, list(values.values()), planned, failed))
+        sign = -(self.objective.sign or -1)
+        return sorted(found, key=lambda setting: (setting.failed > 0, sign * setting.mean))
 
     def short(self, key: str) -> str:
         """A key without its groups, if that leaves no doubt: lr for trainer.optimizer.lr."""
@@ -209,7 +229,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     record = read_json(folder / RECORD)
     runs = [_Found(path) for path in sorted(_run_folders(folder), key=_number)]
-    swept = [str(key) for key in record.get("swept") or ()] or _differing(runs)
+    swept = [str(key) for key in record["swept"]] if "swept" in record else _differing(runs)
     over = bool(record.get("ended"))
     points = [run.point(swept, over) for run in runs]
     for planned in record.get("points") or ():
@@ -221,7 +241,18 @@ def read_sweep(folder: Path) -> Sweep:
     words = record.get("objective") or next(
         (run.run["objective"] for run in runs if run.run.get("objective")), "eval/loss"
     )
-    return Sweep(folder, Objective.named(str(words)), swept, points, record)
+    sweep = Sweep(folder, Objective.named(str(words)), swept, points, record)
+    if sweep.across_tokenizers and _can_be_in_bytes(points):
+        return replace(sweep, objective=Objective(BITS_PER_BYTE))
+    return sweep
+
+
+def _can_be_in_bytes(points: list[Point]) -> bool:
+    """Nobody named an objective, and all that was measured was measured in bits per byte too."""
+    if any((point.run.get("specs") or {}).get("objective") for point in points):
+        return False
+    measured = [last for p in points if "eval/loss" in (last := p.history.scores.last)]
+    return bool(measured) and all(BITS_PER_BYTE in last for last in measured)
 
 
 def read_run(folder: Path) -> Point:

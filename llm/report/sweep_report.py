@@ -14,6 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from llm.report.again import words_again
 from llm.report.importance import Effect, effects
 from llm.report.json_files import write_atomic
 from llm.report.markdown import duration, fenced, table
@@ -64,11 +65,16 @@ def show_sweep(sweep: Sweep) -> None:
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
     rows.add_column("", justify="right", style="dim")
     for field in sweep.fields:
-        rows.add_column(sweep.short(field), overflow="fold")
-    rows.add_column(_value_name(sweep), justify="right")
+        rows.add_column(Text(sweep.short(field)), overflow="fold")
+    rows.add_column(Text(_value_name(sweep)), justify="right")
+    seeds = any(setting.planned > 1 for setting in sweep.ranked)
+    if seeds:
+        rows.add_column("seeds", justify="right")
     for place, setting in enumerate(sweep.ranked[:_SHOWN], 1):
-        cells = [brief(dict(setting.words).get(field, "")) for field in sweep.fields]
-        rows.add_row(str(place), *cells, _value(setting), style="bold" if place == 1 else "")
+        # Text: of a plain string, rich would take what is in brackets for markup.
+        cells = [Text(brief(dict(setting.words).get(field, ""))) for field in sweep.fields]
+        own = [Text(_value(setting)), *([Text(_seeds(setting))] if seeds else [])]
+        rows.add_row(str(place), *cells, *own, style="bold" if place == 1 else "")
     if sweep.ranked:
         console.print(rows)
     if len(sweep.ranked) > _SHOWN:
@@ -99,6 +105,8 @@ def _summary(sweep: Sweep) -> str:
         lines.append(
             f"Compared by `{sweep.objective}` ({lower[sweep.objective.sign]}), {_when(sweep)}."
         )
+        if sweep.across_tokenizers:
+            lines.append("Tokenizers differ, and this is per token: it may rank them wrongly.")
     if not sweep.with_status("finished") and sweep.compared:
         lines.append("None is finished: this is how they stand so far.")
     seconds = sum(point.seconds for point in sweep.points)
@@ -126,10 +134,17 @@ def _value(setting: Setting) -> str:
     return number(setting.mean) + spread
 
 
+def _seeds(setting: Setting) -> str:
+    """How many seeds the value is of, and what became of the others."""
+    n = len(setting.values)
+    words = str(n) if n == setting.planned else f"{n} of {setting.planned}"
+    return f"{words}, {setting.failed} failed" if setting.failed else words
+
+
 def _ranking_section(sweep: Sweep) -> str:
     if not sweep.ranked:
         return ""
-    seeds = any(len(setting.values) > 1 for setting in sweep.ranked)
+    seeds = any(setting.planned > 1 for setting in sweep.ranked)
     header = ["", *map(sweep.short, sweep.fields), _value_name(sweep)]
     header += [] if sweep.even else ["at the end"]
     header += ["seeds"] if seeds else []
@@ -143,12 +158,14 @@ def _ranking_section(sweep: Sweep) -> str:
             most = max(point.done(sweep.unit) for point in setting.points)
             there = [end for end in ends if end is not None]
             row.append(f"{number(sum(there) / len(there))} ({si(most)})")
-        row += [str(len(setting.values))] if seeds else []
+        row += [_seeds(setting)] if seeds else []
         links = [_link(point, str(i)) for i, point in enumerate(setting.points, 1)]
         rows.append((*row, " ".join(links)))
     lines = ["## Ranking", "", table(rows, tuple(header))]
-    if seeds:
+    if any(setting.spread is not None for setting in sweep.ranked):
         lines += ["", "± is the standard deviation over seeds."]
+    if any(setting.failed for setting in sweep.ranked):
+        lines += ["", "Settings with a failed seed come last: their mean is of the others only."]
     if note := _near_best(sweep):
         lines += ["", note]
     return "\n".join(lines)
@@ -177,7 +194,7 @@ def _link(point: Point, text: str) -> str:
 
 def _effects_section(sweep: Sweep) -> str:
     points = [
-        (point.words, value)
+        (dict(point.setting), value)
         for point in sweep.compared
         if (value := sweep.value(point)) is not None
     ]
@@ -189,10 +206,12 @@ def _effects_section(sweep: Sweep) -> str:
         f"Share of the variance of {sweep.objective} over {len(points)} points that each field "
         "explains by itself (omega squared). What is left is noise and what fields do together."
     )
-    if len(points) < 12:
+    if any(effect.share is None for effect in found):
+        note += " More points are needed than the fields have values: no noise is left to tell by."
+    elif len(points) < 12:
         note += f" From {len(points)} points this is a hint, not a finding."
     if SEED in sweep.swept:
-        note += " The seed is the yardstick: what does no more than it does is chance."
+        note += " The seed is the yardstick and has no row: what it does is noise."
     return "\n".join(
         [
             "## Which fields mattered",
@@ -245,8 +264,8 @@ def _again_section(sweep: Sweep) -> str:
 
 def _commands(sweep: Sweep) -> Iterator[str]:
     if sweep.ranked:
-        words = sweep.ranked[0].points[0].run.get("overrides") or ()
-        kept = [str(w) for w in words if not str(w).startswith(("resume=", "seed="))]
+        words = words_again(sweep.ranked[0].points[0].run)
+        kept = [word for word in words if not word.startswith(("resume=", "seed="))]
         yield "# the best again, with another seed"
         yield " ".join(["python launch/main.py", *map(shlex.quote, kept), "seed=..."])
     if sweep.record and sweep.with_status("waiting", "stopped", "failed", "killed"):

@@ -64,7 +64,7 @@ def show(console: Console, measured: Sequence[Measured]) -> None:
     for name, _ in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for one, style in zip(measured, ["bold", *[""] * len(measured)], strict=False):
-        table.add_row(one.name, *(form(one.quality) for _, form in _COLUMNS), style=style)
+        table.add_row(Text(one.name), *(form(one.quality) for _, form in _COLUMNS), style=style)
     width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     # Wider than the terminal rather than cut off.
     Console(file=console.file, width=max(width, console.width), highlight=False).print(table)

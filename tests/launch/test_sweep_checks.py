@@ -96,6 +96,23 @@ def test_a_good_sweep_is_written_down_and_names_folders_by_what_differs(
         replay_words(["resume=sweep", "hydra.sweep.dir=other"])
 
 
+def test_a_folder_holds_one_sweep(multirun, tmp_path: Path, capsys) -> None:
+    """A new one there is refused; one that goes on keeps when it began, and what `last` meant."""
+    (tmp_path / "sweep").mkdir()
+    record = tmp_path / "sweep" / "sweep.json"
+    record.write_text('{"started": "then", "last": {"last": "RUN"}}')
+    with pytest.raises(SystemExit) as end:
+        sweep.begin(multirun("seed=0,1", "plan=off"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "Refused: sweep: holds a sweep already; resume=sweep goes on with it, or choose another "
+        "hydra.sweep.dir\n"
+    )
+    sweep.begin(multirun("seed=0,1", "plan=off", "resume=true"))
+    after = json.loads(record.read_text())
+    assert (after["started"], after["last"]) == ("then", {"last": "RUN"})
+
+
 def test_duplicates_are_pointed_out(multirun) -> None:
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
@@ -105,6 +122,31 @@ def test_duplicates_are_pointed_out(multirun) -> None:
         "points 0 (trainer.optimizer.lr=0.001) and 2 (trainer.optimizer.lr=0.001) are the same "
         "experiment, which is run twice."
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "objective", "warnings"),
+    [
+        ("data.tokenizer.vocab_size=300,400", "eval/bits_per_byte", 0),
+        ("data.tokenizer.vocab_size=300,400 objective=eval/loss", "eval/loss", 1),
+        ("data.tokenizer.vocab_size=300,400 data.eval_fraction=0", "train/loss", 1),
+        ("seed=0,1", "eval/loss", 0),
+    ],
+)
+def test_a_loss_per_token_is_not_compared_across_tokenizers(
+    multirun, tree, tmp_path: Path, words: str, objective: str, warnings: int
+) -> None:
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    config = multirun(*words.split(), "plan=off")
+    sweep.begin(config)
+    logger.remove(sink)
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["objective"] == objective
+    assert len([line for line in lines if "is per token" in line]) == warnings
+    loader = GlobalHydra.instance().config_loader()
+    composed = loader.load_sweep_config(config, points_of(config).words[0])
+    experiment = spec_from_config(composed, ExperimentSpec)
+    assert str(as_in_its_sweep(experiment, tmp_path / "sweep" / "0").goal) == objective
 
 
 def test_last_means_what_it_meant_when_the_sweep_began(

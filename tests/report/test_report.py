@@ -67,8 +67,9 @@ def test_failed_folder_says_why(tmp_path):
 
 def test_finished_folder(tmp_path):
     write_run(
-        tmp_path, title="a | title", specs={}, overrides=["model=gpt", "data.path=a b"],
-        parent={"path": "outputs/x"}, devices=["cpu"], parameters=1_234_567,
+        tmp_path, title="a | title", specs={},
+        overrides=["model=gpt", "data.path=a b", "init_from=last"],
+        parent={"checkpoint": "outputs/x/checkpoints/3"}, devices=["cpu"], parameters=1_234_567,
     )  # fmt: skip
     metrics(
         tmp_path,
@@ -93,7 +94,7 @@ def test_finished_folder(tmp_path):
         "1,234,567 (1.23M)",
         "| train | 1:30 | 90.0% |",
         "`````text\nlast ```` fence",
-        "python launch/main.py model=gpt 'data.path=a b'",
+        "python launch/main.py model=gpt 'data.path=a b' init_from=outputs/x/checkpoints/3",
         f"resume={tmp_path}",
         "outputs/x",
     ):

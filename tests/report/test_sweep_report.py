@@ -22,11 +22,13 @@ def point(
     status: str = "finished", tokens: int = 100, error: str | None = None,
 ) -> Path:  # fmt: skip
     """The folder of a run whose held-out loss falls in a line from 5 to `loss`."""
-    folder = sweep / f"{number}-{','.join(f'{k}={v}' for k, v in words.items())}"
+    name = ",".join(f"{k}={v}" for k, v in words.items()).replace("/", "_")
+    folder = sweep / f"{number}-{name}"
     folder.mkdir(parents=True)
-    overrides = ["model=gpt", *(f"{k}={v}" for k, v in words.items())]
+    overrides = ["model=gpt", "init_from=last", *(f"{k}={v}" for k, v in words.items())]
     specs = {"seed": int(words.get("seed", 0)), "trainer": {"steps": 10}}
-    run = {"overrides": overrides, "objective": "eval/loss", "specs": specs}
+    run = {"overrides": overrides, "objective": "eval/loss", "specs": specs,
+           "parent": {"checkpoint": "outputs/x/3"}}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run))
     if loss is not None:
         lines = [
@@ -76,7 +78,7 @@ def test_twelve_points(sweep: Path, capsys) -> None:
         "| lr=9, seed=0 | failed | 10 | E: no good \\| at all |",
         "| lr=9, seed=1 | killed | 10 | ended without a word (killed, or out of memory) |",
         "| lr=9, seed=2 | waiting | 0 |",
-        f"python launch/main.py model=gpt {LR}=0.01 seed=...",
+        f"python launch/main.py model=gpt init_from=outputs/x/3 {LR}=0.01 seed=...",
         f"resume={sweep}",
         "From 8 points this is a hint, not a finding.",
     ):
@@ -152,6 +154,64 @@ def test_the_same_seed_twice_is_one_measurement(tmp_path: Path) -> None:
     assert [s.spread for s in read_sweep(tmp_path).ranked] == [None, None]
 
 
+def test_nothing_was_swept_if_the_record_says_so(tmp_path: Path) -> None:
+    """The words of these points differ all the same, say because one was begun again."""
+    for number in range(2):
+        point(tmp_path, number, {LR: str(number)}, loss=1.0)
+    assert read_sweep(tmp_path).swept == [LR]
+    (tmp_path / "sweep.json").write_text('{"swept": []}')
+    assert read_sweep(tmp_path).swept == []
+
+
+def test_a_setting_with_a_failed_seed_comes_after_the_others(tmp_path: Path, capsys) -> None:
+    """Whichever of its seeds survived did better than the others' mean."""
+    for number, (lr, seed) in enumerate([("9", "0"), ("9", "1"), ("1", "0"), ("1", "1")]):
+        failed = (lr, seed) == ("9", "1")
+        point(tmp_path, number, {LR: lr, "seed": seed}, loss=None if failed else 2 - float(lr) / 9,
+              status="failed" if failed else "finished")  # fmt: skip
+    found = read_sweep(tmp_path)
+    assert [(dict(s.words)[LR], s.planned, s.failed) for s in found.ranked] == [
+        ("1", 2, 0),
+        ("9", 2, 1),
+    ]
+    text = write_sweep_report(tmp_path).read_text()
+    assert "| 2 | 9 | 1.0000 | 1 of 2, 1 failed |" in text
+    assert "Settings with a failed seed come last" in text
+    show_sweep(found)
+    assert "1 of 2, 1 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", [None, "eval/loss"])
+def test_across_tokenizers_bits_per_byte_are_compared(tmp_path: Path, named: str | None) -> None:
+    """Of the longer tokens there are fewer: their loss is higher, the text's is lower."""
+    for number, bits in enumerate((2.0, 1.0)):
+        folder = point(tmp_path, number, {"data.tokenizer.path": str(number)}, loss=1.0 + number)
+        run = json.loads((folder / "run.json").read_text())
+        run["specs"]["objective"], run["tokenizer"] = named, {"fingerprint": str(number)}
+        (folder / "run.json").write_text(json.dumps(run))
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 10, "tokens": 100, "eval/bits_per_byte": bits}) + "\n")
+    found = read_sweep(tmp_path)
+    best, objective = ("0", "eval/loss") if named else ("1", "eval/bits_per_byte")
+    assert (dict(found.ranked[0].words)["data.tokenizer.path"], str(found.objective)) == (
+        best,
+        objective,
+    )
+    text = write_sweep_report(tmp_path).read_text()
+    assert ("Tokenizers differ, and this is per token" in text) == bool(named)
+
+
+def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
+    """Of rich's markup the first would be a style, the second one's end."""
+    values = ("[position_embedding]", "[/data/base]")
+    for number, value in enumerate(values):
+        point(tmp_path, number, {"init_from": value}, loss=1.0)
+    show_sweep(read_sweep(tmp_path))
+    follow(tmp_path, pause=0.0)
+    shown = capsys.readouterr().out
+    assert [shown.count(value) for value in values] == [2, 2]
+
+
 def test_it_is_followed_until_nothing_goes_on(sweep: Path) -> None:
     console = Console(record=True, width=120, force_terminal=True)
     follow(sweep, console, pause=0.0)
@@ -181,9 +241,14 @@ class TestEffects:
                 for c in (0, 1)]  # fmt: skip
         found = effects(grid, [10 * int(p["a"]) + int(p["b"]) for p in grid])
         assert [effect.field for effect in found] == ["a", "b", "c"]
-        assert found[0].share == pytest.approx(0.99, abs=0.01)
-        assert found[1].share == found[2].share == 0
+        assert [effect.share for effect in found] == pytest.approx([100 / 101, 1 / 101, 0])
         assert found[0].means == {"0": 0.5, "1": 10.5}
+
+    def test_one_fields_effect_is_no_noise_of_another(self) -> None:
+        """3 + 0.2 a + 0.1 b: of the variance 0.04 : 0.01."""
+        grid = [{"a": str(a), "b": str(b)} for a in (0, 1) for b in (0, 1)]
+        found = effects(grid, [3 + 0.2 * int(p["a"]) + 0.1 * int(p["b"]) for p in grid])
+        assert [effect.share for effect in found] == pytest.approx([0.8, 0.2])
 
     def test_against_the_definition(self) -> None:
         y = [1.0, 2.0, 4.0, 7.0, 5.0, 6.0]
@@ -195,8 +260,11 @@ class TestEffects:
         assert effect.share == pytest.approx(expected)
 
     def test_too_few_to_tell(self) -> None:
-        (effect,) = effects([{"a": "1"}, {"a": "2"}, {"a": "2"}], [1, 2, 3])
-        assert effect.share is None
+        """Three parameters are fitted to three points."""
+        found = effects(
+            [{"a": "1", "b": "1"}, {"a": "2", "b": "1"}, {"a": "2", "b": "2"}], [1, 2, 3]
+        )
+        assert [effect.share for effect in found] == [None, None]
 
     def test_numbers_that_all_differ_are_taken_in_thirds(self) -> None:
         points = [{"lr": str(10.0**-i)} for i in range(9)]
