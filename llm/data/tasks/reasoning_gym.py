@@ -182,7 +182,7 @@ def _factory() -> Any:
         from reasoning_gym import factory
     except ImportError as error:
         raise RefusedError(
-            f'tasks={PREFIX}...: {error}. Install it: pip install "lernaean[reasoning-gym]"'
+            f'tasks={PREFIX}...: {error}. Install it: pip install -e ".[reasoning-gym]"'
         ) from None
     return factory
 

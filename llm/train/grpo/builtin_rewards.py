@@ -89,9 +89,7 @@ def _math_verify() -> Any:
     try:
         module = importlib.import_module("math_verify")
     except ImportError as error:
-        raise RefusedError(
-            f'rewards=math: {error}. Install it: pip install "lernaean[math]"'
-        ) from None
+        raise RefusedError(f'rewards=math: {error}. Install it: pip install -e ".[math]"') from None
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of having no limits
     return module
 
