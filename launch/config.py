@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from launch.help import explained_keys, option_groups
 from launch.parallel import device_shares
 from launch.processes import join_run, problem_anywhere
+from launch.text_words import paths_quoted
 from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec, spec_from_json
 from llm.data.specs import DataSpec, DocumentsSpec, PackedSpec, PaddedSpec
@@ -96,10 +97,20 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True
     )
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("point_folder", point_folder, replace=True)
     OmegaConf.register_new_resolver("device_shares", device_shares, replace=True)
     OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
     OmegaConf.register_new_resolver("explained_keys", explained_keys, replace=True)
+
+
+def folder_name(overrides: str) -> str:
+    """Words as a part of a folder's name: nothing that programs read anything into in a path.
+
+    Checkpoints below a folder with brackets in its name cannot be read again.
+    """
+    kept = re.sub(r"[^\w.,=+@-]", "", overrides.replace("/", "."))
+    return kept[:120] or "defaults"  # not too long for a file system
 
 
 def point_folder(sweep: str, number: int, overrides: str, resume: str | None) -> str:
@@ -107,8 +118,7 @@ def point_folder(sweep: str, number: int, overrides: str, resume: str | None) ->
 
     A point of a sweep that goes on keeps its folder, also if new points stand before it now.
     """
-    # No separators, and not too long for a file system.
-    name = overrides.replace("/", ".").replace(" ", "")[:120] or "defaults"
+    name = folder_name(overrides)
     usual = f"{number}-{name}"
     if str(resume).lower() != "true" or (Path(sweep) / usual).exists():
         return usual
@@ -193,6 +203,7 @@ def start(program: Callable[[], Any]) -> None:
 
     Exit status: 1 if Hydra cannot compose a configuration, 2 if we do not accept it.
     """
+    sys.argv[1:] = paths_quoted(sys.argv[1:])
     wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
@@ -252,6 +263,7 @@ def start_logging(level: str = "INFO", prefix: str = "") -> None:
     setup_logging(level, prefix)
     for library in ("absl", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it lists the backends that are not there
 
 
 class RefuseWords(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -199,6 +200,7 @@ class _Run:
         begun = read_json(record) if record.exists() else None
         if not is_first():
             return SilentReport(self.folder, jax.process_index())
+        word = shlex.quote(f"checkpoint={self.folder}")
         report = RunReport(
             self.folder,
             tracker=experiment.tracker,
@@ -215,9 +217,9 @@ class _Run:
             resumed=restored is not None,
             tracker_id=begun["tracker_id"] if begun else None,
             next_commands=[
-                f"python launch/chat.py checkpoint={self.folder}"
+                f"python launch/chat.py {word}"
                 if self.chat
-                else f'python launch/generate.py checkpoint={self.folder} prompt="..."'
+                else f'python launch/generate.py {word} prompt="..."'
             ],
         )
         try:

@@ -23,6 +23,12 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
     Raises:
         RefusedError: with what to do instead.
     """
+    odd = sorted(set(str(folder.absolute())) & set("[]*?\\"))
+    if odd:
+        raise RefusedError(
+            f"{folder}: checkpoints in a folder with {' '.join(odd)} in its path cannot be read "
+            "again; choose another (hydra.run.dir)"
+        )
     record = folder / "run.json"
     if not record.exists():
         if experiment.first_weights is not None:

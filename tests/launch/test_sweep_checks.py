@@ -191,6 +191,8 @@ class TestFolders:
         name = point_folder(str(tmp_path), 0, "data.path=a/b, c" * 40, None)
         assert "/" not in name and " " not in name and len(name) < 130
         assert point_folder(str(tmp_path), 0, "", None) == "0-defaults"
+        name = point_folder(str(tmp_path), 1, r"trainer.freeze=[head,'it\'s *?'],x={a:1}", None)
+        assert name == "1-trainer.freeze=head,its,x=a1"  # brackets: orbax could not read below them
 
 
 def test_a_job_is_run_by_the_program_itself() -> None:

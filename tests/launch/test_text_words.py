@@ -4,7 +4,7 @@ import pytest
 from hydra import compose
 
 from launch.config import spec_from_config
-from launch.text_words import taken_literally
+from launch.text_words import paths_quoted, taken_literally
 from llm.generate.specs import GenerateSpec
 
 TEXTS = [
@@ -24,6 +24,23 @@ def test_a_prompt_means_what_it_says(text: str) -> None:
 def test_what_stands_in_quotes_is_left_alone() -> None:
     words = ["prompt='def x'", 'prompt="a b"', "prompts_file=x"]
     assert taken_literally(words, "prompt") == words
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_folder_with_grammar_in_its_name_can_be_named(tmp_path) -> None:
+    folder = tmp_path / "2-seed=1,lr=[3e-4] it's"
+    folder.mkdir()
+    words = paths_quoted([f"checkpoint={folder}", "seed=3", "max_new_tokens=4"])
+    spec = spec_from_config(compose("generate", words), GenerateSpec)
+    assert (spec.checkpoint, spec.seed) == (str(folder), 3)
+    others = [
+        "seed=1,2",
+        f"resume={folder}",
+        f"checkpoint=[{folder},last]",
+        "--cfg",
+        "x=" + "a," * 9999,
+    ]
+    assert paths_quoted(others) == others
 
 
 def test_a_prompt_from_the_shell(command, trained_run) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose
 from rich.console import Console
 
-from launch.config import _check_what_is_there, spec_from_config
+from launch.config import check_what_is_there, spec_from_config
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
 from llm.hub.sources import open_tokenizer
@@ -150,6 +150,6 @@ def test_a_run_with_a_tokenizer_that_does_not_fit_is_refused(trained, experiment
     size = Tokenizer.load(str(trained[0])).vocab_size
     words = [f"data.tokenizer.path={trained[0]}", f"model.vocab_size={size - 1}"]
     with pytest.raises(RefusedError, match=f"model.vocab_size={size - 1}: .* has {size} tokens"):
-        _check_what_is_there(experiment(*words))
+        check_what_is_there(experiment(*words))
     with pytest.raises(RefusedError, match=r"^data.tokenizer.path=nowhere: no tokenizer\.json"):
-        _check_what_is_there(experiment("data.tokenizer.path=nowhere"))
+        check_what_is_there(experiment("data.tokenizer.path=nowhere"))

@@ -410,3 +410,12 @@ def test_hardware_does_not_change_what_is_computed(
     run(experiment(hardware=other), tmp_path)
     for a, b in zip(events(finished), events(tmp_path), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?b", "a\\b"])
+def test_a_folder_below_which_checkpoints_are_lost_is_refused(
+    name: str, experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusedError, match="cannot be read again"):
+        run(experiment(), tmp_path / name)
+    assert not (tmp_path / name).exists()
