@@ -21,7 +21,7 @@ from llm.data.source import Source
 from llm.data.specs import BPESpec, TokenizerSpec
 from llm.data.tokenizer import Tokenizer
 
-_FORMAT = 2
+_FORMAT = 3
 _SAMPLE_PER_TOKEN = 2048
 
 

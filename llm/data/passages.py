@@ -7,6 +7,7 @@ passage, a document and some MB of held-out text are all that is held.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -117,8 +118,9 @@ class _Smallest:
 class Passages:
     """Passages spread evenly over each source, always the same.
 
-    A source whose size is unknown (a stream) gives its beginning, since reading it all would mean
-    fetching it twice.
+    To spread them, sources are gone through once before, to count their characters (a file tells
+    its bytes only, of all its fields). A source whose size is unknown (a stream) gives its
+    beginning, since reading it all would mean fetching it twice.
 
     Attributes:
         taken: how many characters each source has given so far.
@@ -143,8 +145,9 @@ class Passages:
     ) -> None:
         self.taken = [0] * len(sources)
         self._sources = sources
-        self._wanted = _shares(sources, weights, characters)
         self._held_out = held_out
+        self._totals = self._count(characters)
+        self._wanted = _shares(self._totals, weights, characters)
 
     def __iter__(self) -> Iterator[str]:
         for number in range(len(self._sources)):
@@ -152,16 +155,37 @@ class Passages:
             if not self.taken[number]:
                 raise RefusedError(f"{self._sources[number].name}: it holds no text")
 
+    def _count(self, characters: int | None) -> list[int | None]:
+        """How many characters there are to train on in each source; None where it is not known."""
+        if characters is None:
+            if len(self._sources) == 1:
+                return [None]
+            for source in self._sources:
+                if source.size is None:
+                    raise RefusedError(
+                        f"characters=null: say how many, since {source.name} does not tell its "
+                        "size and shares of a mixture need one"
+                    )
+        return [
+            None if source.size is None else sum(map(len, self._texts(number)))
+            for number, source in enumerate(self._sources)
+        ]
+
+    def _texts(self, number: int) -> Iterator[str]:
+        """What there is to train on in each document of a source."""
+        for document in self._sources[number].documents(Skipped()):
+            if self._held_out is None:
+                yield document.text
+            else:
+                yield self._held_out.without(number, document.text)
+
     def _of_one(self, number: int) -> Iterator[str]:
-        source, wanted = self._sources[number], self._wanted[number]
+        wanted, total = self._wanted[number], self._totals[number]
         share = 1.0
-        if wanted is not None and source.size is not None:
-            share = min(1.0, wanted / max(source.size, 1))
+        if wanted is not None and total is not None:
+            share = min(1.0, wanted / max(total, 1))
         credit = 0.0
-        for document in source.documents(Skipped()):
-            text = document.text
-            if self._held_out is not None:
-                text = self._held_out.without(number, text)
+        for text in self._texts(number):
             for start in range(0, len(text), _PASSAGE):
                 passage = text[start : start + _PASSAGE]
                 credit += len(passage) * share
@@ -175,21 +199,22 @@ class Passages:
 
 
 def _shares(
-    sources: Sequence[Source], weights: Sequence[float], characters: int | None
+    totals: Sequence[int | None], weights: Sequence[float], characters: int | None
 ) -> list[int | None]:
-    """How many characters to take of each source; None for all."""
+    """How many characters to take of each source; None for all.
+
+    Args:
+        totals: how many each has; known of all if `characters` is None and there are several.
+        weights: share of each source.
+        characters: of all together.
+    """
     if characters is None:
-        if len(sources) == 1:
+        if len(totals) == 1:
             return [None]
-        per_weight = []
-        for source, weight in zip(sources, weights, strict=True):
-            if source.size is None:
-                raise RefusedError(
-                    f"characters=null: say how many, since {source.name} does not tell its size "
-                    "and shares of a mixture need one"
-                )
-            per_weight.append(source.size / weight)
-        characters = int(min(per_weight) * sum(weights))
+        pairs = zip(totals, weights, strict=True)
+        per_weight = [total / weight for total, weight in pairs if total is not None]
+        # Rounded up, so that all is taken of the source that sets the limit.
+        return [math.ceil(min(per_weight) * weight) for weight in weights]
     return [int(characters * weight / sum(weights)) for weight in weights]
 
 

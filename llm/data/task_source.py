@@ -46,7 +46,7 @@ class Tasks(Source):
             ]
             record = {
                 "messages": messages,
-                "text": f"{task.question} {task.answer}",
+                "text": task.text,
                 "task": task.name,
                 "number": task.number,
             }

@@ -112,8 +112,7 @@ def held_out_tasks(kind: str, count: int) -> list[Task]:
 
 
 def _held_out(block: Sequence[Task]) -> Iterator[Task]:
-    # As a conversation's text is, see `llm.data.conversations`.
-    hashes = hashes_of([f"{task.question}\n{task.answer}".encode() for task in block])
+    hashes = hashes_of([task.text.encode() for task in block])
     limit = np.uint64(int(HELD_OUT * 2**64))
     return (task for task, value in zip(block, hashes, strict=True) if value < limit)
 

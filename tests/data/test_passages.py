@@ -87,6 +87,20 @@ def test_shares_of_a_mixture(source_of) -> None:
     assert passages.taken[1] == sum(map(len, random_texts(100, seed=5)))
 
 
+def test_shares_are_of_characters_whatever_bytes_and_records_they_take(tmp_path: Path) -> None:
+    sources = []
+    for letter in "漢a":
+        path = write_jsonl(tmp_path / f"{ord(letter)}.jsonl", [letter * 20_000] * 60)
+        spec = SourceSpec(source="jsonl", path=str(path), max_documents=40)
+        sources.append(open_source(spec, tmp_path))
+    passages = Passages(sources, [1.0, 1.0], 800_000)
+    assert list(passages)
+    assert passages.taken == pytest.approx([400_000, 400_000], rel=0.1)
+    passages = Passages(sources, [1.0, 3.0], None)
+    assert list(passages)
+    assert passages.taken == pytest.approx([800_000 / 3, 800_000], rel=0.1)
+
+
 def test_a_mixture_of_unknown_size_needs_a_number(source_of, tmp_path: Path) -> None:
     tasks = open_source(SourceSpec(source="task", path="addition"), tmp_path)
     with pytest.raises(RefusedError, match=r"characters=null: say how many, since task:addition"):

@@ -11,6 +11,7 @@ import pytest
 from llm.core.spec import RefusedError
 from llm.data.chat_template import CHATML
 from llm.data.conversations import ChatSettings, Conversations
+from llm.data.formats import Format, PlainText
 from llm.data.source import Skipped
 from llm.data.sources import open_source
 from llm.data.specs import SourceSpec
@@ -26,13 +27,19 @@ from llm.eval.questions import Question, QuestionSet, held_out_tasks, question_s
 from llm.eval.scorer import Scored, Scorer
 from llm.generate.engine import Engine
 from llm.generate.specs import Sampling
+from llm.train.grpo.prompts import PromptRecords
 
 
-def test_generated_questions_are_those_that_fine_tuning_holds_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "format",
+    [PlainText("text"), Conversations(ChatSettings(CHATML)), PromptRecords(None)],
+    ids=["pretrain", "sft", "grpo"],
+)
+def test_generated_questions_are_those_that_training_holds_out(
+    tmp_path: Path, format: Format
+) -> None:
     source = SourceSpec(source="task", path="addition", max_documents=3000)
-    documents = open_source(source, tmp_path, Conversations(ChatSettings(CHATML))).documents(
-        Skipped()
-    )
+    documents = open_source(source, tmp_path, format).documents(Skipped())
     texts = [document.text for document in documents]
     (mask,) = held_out_documents([hashes_of([text.encode() for text in texts])], 0.005)
     held_out = [text for text, out in zip(texts, mask, strict=True) if out]

@@ -10,7 +10,7 @@ from hydra import compose
 
 from launch import journey
 from launch.config import spec_from_config
-from launch.journey import stages, travel
+from launch.journey import check_words, stages, travel
 from llm.core.spec import RefusedError
 from llm.eval.specs import EvaluateSpec
 from llm.hub.specs import ExportSpec
@@ -101,6 +101,27 @@ def test_it_goes_on_where_it_stopped(
     travel(spec, tmp_path)
     assert len(called) == 8
     assert subprocess.run is not run
+    (tmp_path / "3-sft" / "result.json").unlink()
+    other = spec.replace(sft=["trainer.steps=700"])
+    check_words(stages(other, tmp_path), tmp_path)  # it is to be done again
+    with pytest.raises(RefusedError, match=r"^2-pretrain: .*steps=9 .* with other words .*=400 "):
+        check_words(stages(spec.replace(pretrain=["trainer.steps=9"]), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"export": ["push_to=x"]}, "^6-export: push_to: no such key. ExportSpec has "),
+        ({"grpo": ["trainer.steps=-3"]}, "^4-grpo: trainer.steps=-3: "),
+        ({"sft": ["model=chess"]}, "^3-sft: model=chess: no such option"),
+        ({"every_run": ["seed=[1"]}, r"^2-pretrain: seed=\[1: expected key=value"),
+    ],
+)
+def test_words_of_all_stages_are_checked_first(
+    spec: JourneySpec, tmp_path: Path, changes: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(RefusedError, match=message):
+        check_words(stages(spec.replace(**changes), tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("word", ["resume=last", "hydra.run.dir=x", "out=y", "nonsense"])

@@ -25,6 +25,15 @@ class Task:
     any_case: bool = False
     number: int = 0
 
+    @property
+    def text(self) -> str:
+        """Question and answer as a conversation's text has them, see `llm.data.conversations`.
+
+        What is held out is decided by a hash of it, so pretraining, fine-tuning, reinforcement
+        learning and evaluation have to agree on it.
+        """
+        return f"{self.question}\n{self.answer}"
+
     def accepts(self, completion: str) -> bool:
         """Whether a completion is the answer; the rule is that of `is_correct`."""
         return is_correct(self.answer, completion, any_case=self.any_case)
