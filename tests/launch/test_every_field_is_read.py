@@ -6,6 +6,7 @@ fields (checks, comparison, hashing, JSON).
 """
 
 import dataclasses
+import importlib
 import io
 import re
 import shutil
@@ -129,6 +130,8 @@ def test_a_field_that_nobody_reads_is_found() -> None:
 def test_every_field_of_every_spec_is_read(
     composed_generation, experiment, tiny_words, tmp_path: Path, trained_run: Path, monkeypatch
 ) -> None:
+    importlib.import_module("wandb_workspaces.workspaces")  # needs the real W&B
+    importlib.import_module("wandb_workspaces.reports.v2")
     # Other libraries look whether it is installed: it has a spec, as modules have.
     wandb = MagicMock(__spec__=ModuleSpec("wandb", None))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
