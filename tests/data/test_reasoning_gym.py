@@ -201,7 +201,7 @@ def test_an_unknown_kind_is_refused_with_those_near_it(stand_in):
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(RefusedError, match=r'pip install "lernaean\[reasoning-gym\]"') as refused:
+    with pytest.raises(RefusedError, match=r'pip install -e "\.\[reasoning-gym\]"') as refused:
         PackedSpec(source="task", path="reasoning_gym/sums").build(seed=0)
     assert "\n" not in str(refused.value)
 

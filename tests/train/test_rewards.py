@@ -208,10 +208,10 @@ def test_what_math_compares_with(monkeypatch):
 def test_math_says_what_to_install(folder, monkeypatch):
     (folder / "math_verify.py").write_text("raise ImportError('there is none')")
     monkeypatch.syspath_prepend(folder)
-    with pytest.raises(RefusedError, match=r'rewards=math: .*pip install "lernaean\[math\]"'):
+    with pytest.raises(RefusedError, match=r'rewards=math: .*pip install -e "\.\[math\]"'):
         Rewards(["math"], [], 10.0)
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(RefusedError, match=r'rewards=math: .*pip install "lernaean\[math\]"'):
+    with pytest.raises(RefusedError, match=r'rewards=math: .*pip install -e "\.\[math\]"'):
         builtin_rewards.math("1", example("1"))
 
 
