@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from llm.core.allocator import use_one_arena
 from llm.core.devices import GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
 from llm.core.hosts import join, several
@@ -156,6 +157,7 @@ def claim(spec: HardwareSpec) -> Machine:
     _set_xla_flags(spec.xla_flags)
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
+        use_one_arena()
     else:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_SHARE))
     join()

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from loguru import logger
 
+from llm.core.allocator import keep_freed_memory
 from llm.core.hosts import is_first, said_by_first, several
 from llm.core.machine import claim
 from llm.core.mesh import host_share, put_rows
@@ -116,6 +117,8 @@ class _Run:
                 self.chat_template = origin.chat_template
                 self.model = origin.model(self.tokenizer)
                 check_kernel(hardware.attention, self.model, hardware.compute_dtype)
+                if self.machine.device.platform == "cpu":
+                    keep_freed_memory()
                 self.parts = self._parts()
                 factory = self.parts.factory
                 checkpoints = self._checkpoints()
