@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -65,11 +64,4 @@ def write(
 ) -> Float[Array, "B K S H"]:
     """Store new entries in their slots. A slot at or beyond the capacity is not written at all."""
     rows = jnp.arange(cache_BKSH.shape[0])[:, None]
-    dtype = cache_BKSH.dtype
-    # As whole numbers: on CPUs, XLA converts a cache of bf16 to fp32 and back to write to it.
-    bits = jnp.dtype(f"uint{8 * dtype.itemsize}")
-    old_BKSH, new_BTKH = (
-        jax.lax.bitcast_convert_type(x.astype(dtype), bits) for x in (cache_BKSH, new_BTKH)
-    )
-    written_BKSH = old_BKSH.at[rows, :, slots_BT].set(new_BTKH, mode="drop")
-    return jax.lax.bitcast_convert_type(written_BKSH, dtype)
+    return cache_BKSH.at[rows, :, slots_BT].set(new_BTKH.astype(cache_BKSH.dtype), mode="drop")
