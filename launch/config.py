@@ -39,17 +39,9 @@ from llm.report.specs import DashboardSpec, ReportSpec
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
 from llm.train.journey_spec import JourneySpec
-from llm.train.specs import (
-    AdamWSpec,
-    ConstantSpec,
-    LinearSpec,
-    MuonSpec,
-    OptaxSpec,
-    PretrainSpec,
-    SFTSpec,
-    WarmupCosineSpec,
-    WarmupStableDecaySpec,
-)
+from llm.train.optimizer_specs import AdamWSpec, MuonSpec, OptaxSpec
+from llm.train.schedules import ConstantSpec, LinearSpec, WarmupCosineSpec, WarmupStableDecaySpec
+from llm.train.supervised_specs import PretrainSpec, SFTSpec
 from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
 S = TypeVar("S", bound=Spec)
