@@ -23,7 +23,7 @@ import pytest
 from hydra import compose
 
 from launch.chat import main as chat
-from launch.config import SCHEMAS, spec_from_config
+from launch.config import spec_from_config
 from launch.dashboard import make as make_dashboard
 from launch.evaluate import evaluate_and_show
 from launch.export import main as export
@@ -32,6 +32,7 @@ from launch.help import CONF
 from launch.journey import stages
 from launch.plan import plan
 from launch.report import report
+from launch.schemas import SCHEMAS
 from launch.tokenizer import train as train_tokenizer
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
