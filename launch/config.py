@@ -28,9 +28,8 @@ def register() -> None:
         "ignore", r"\s*'hydra/.*is validated against ConfigStore schema with the same name"
     )
     store = ConfigStore.instance()
-    for group, specs in SCHEMAS.items():
-        for name, spec in specs.items():
-            store.store(group=f"schema/{group}".rstrip("/"), name=name, node=schema(spec))
+    for name, spec in SCHEMAS.items():  # in no group, or the tab key would offer it
+        store.store(name=f"{name}_schema", node=schema(spec))
     OmegaConf.register_new_resolver(
         "run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True
     )

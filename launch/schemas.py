@@ -1,4 +1,4 @@
-"""The specs that options of conf/ are checked by, as Hydra's structured configs."""
+"""The specs that the files of conf/ are checked by, as Hydra's structured configs."""
 
 from __future__ import annotations
 
@@ -28,31 +28,36 @@ from llm.train.schedules import ConstantSpec, LinearSpec, WarmupCosineSpec, Warm
 from llm.train.supervised_specs import PretrainSpec, SFTSpec
 from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
-SCHEMAS: dict[str, dict[str, type[Spec]]] = {
-    "": {
-        "experiment": ExperimentSpec,
-        "plan": PlanSpec,
-        "generate": GenerateSpec,
-        "chat": ChatSpec,
-        "evaluate": EvaluateSpec,
-        "export": ExportSpec,
-        "tokenizer": TokenizerTrainingSpec,
-        "journey": JourneySpec,
-        "dashboard": DashboardSpec,
-        "report": ReportSpec,
-    },
-    "model": {"gpt": GPTSpec, "llama": LlamaSpec},
-    "data": {"packed": PackedSpec, "padded": PaddedSpec},
-    "trainer": {"pretrain": PretrainSpec, "sft": SFTSpec, "grpo": GRPOSpec},
-    "optimizer": {"adamw": AdamWSpec, "muon": MuonSpec, "optax": OptaxSpec},
-    "schedule": {
-        "warmup_cosine": WarmupCosineSpec,
-        "warmup_stable_decay": WarmupStableDecaySpec,
-        "linear": LinearSpec,
-        "constant": ConstantSpec,
-    },
-    "hardware": {"profile": HardwareSpec},
+SCHEMAS: dict[str, type[Spec]] = {
+    # What a program takes.
+    "experiment": ExperimentSpec,
+    "plan": PlanSpec,
+    "generate": GenerateSpec,
+    "chat": ChatSpec,
+    "evaluate": EvaluateSpec,
+    "export": ExportSpec,
+    "tokenizer": TokenizerTrainingSpec,
+    "journey": JourneySpec,
+    "dashboard": DashboardSpec,
+    "report": ReportSpec,
+    # What an option of a group sets.
+    "gpt": GPTSpec,
+    "llama": LlamaSpec,
+    "packed": PackedSpec,
+    "padded": PaddedSpec,
+    "pretrain": PretrainSpec,
+    "sft": SFTSpec,
+    "grpo": GRPOSpec,
+    "adamw": AdamWSpec,
+    "muon": MuonSpec,
+    "optax": OptaxSpec,
+    "warmup_cosine": WarmupCosineSpec,
+    "warmup_stable_decay": WarmupStableDecaySpec,
+    "linear": LinearSpec,
+    "constant": ConstantSpec,
+    "hardware": HardwareSpec,
 }
+"""For a file of conf/ that has NAME_schema among its defaults."""
 
 _schemas: dict[type[Spec], Any] = {}
 
