@@ -10,7 +10,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launch.config import refuse, spec_from_config, start, start_logging
+from launch.config import spec_from_config
+from launch.program import refuse, start, start_logging
 from llm.core.spec import RefusedError
 from llm.report.specs import DashboardSpec
 

@@ -9,7 +9,8 @@ import hydra
 from loguru import logger
 from omegaconf import DictConfig
 
-from launch.config import refuse, spec_from_config, start, start_logging
+from launch.config import spec_from_config
+from launch.program import refuse, start, start_logging
 from launch.text_words import with_text
 from llm.core.spec import RefusedError
 from llm.generate.specs import GenerateSpec

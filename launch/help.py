@@ -1,7 +1,7 @@
 """What --help shows: the options of each group, and every key with its meaning.
 
 Two OmegaConf resolvers, used by the help template in conf/main.yaml. Hydra's own $APP_CONFIG_GROUPS
-would list our schemas among the groups, and its $CONFIG knows values but not what they mean.
+leaves out those of hydra/, and its $CONFIG knows values but not what they mean.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launch.config import spec_from_config, start_logging
+from launch.config import spec_from_config
 from launch.parallel import jobs_at_once, launcher_name
+from launch.program import start_logging
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
 from llm.report.objective import BITS_PER_BYTE

@@ -22,7 +22,9 @@ from loguru import logger
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.config import explained, refuse, spec_from_config, start, start_logging
+from launch.config import spec_from_config
+from launch.hydra_errors import explained
+from launch.program import refuse, start, start_logging
 from launch.text_words import paths_quoted
 from llm.core.spec import RefusedError, Spec
 from llm.train.journey_spec import JourneySpec

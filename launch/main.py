@@ -14,9 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from launch.config import new_folders, refuse, spec_from_config, start, start_logging
+from launch.callbacks import new_folders
+from launch.config import spec_from_config
 from launch.job import as_in_its_sweep, run_job
 from launch.processes import problem_anywhere
+from launch.program import refuse, start, start_logging
 from launch.resume import replay_words
 from launch.sweep import reported
 from llm.core.spec import RefusedError

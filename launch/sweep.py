@@ -14,17 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from launch.config import (
-    MISCOMPOSED,
-    check_what_is_there,
-    explained,
-    refuse,
-    spec_from_config,
-    start_logging,
-)
+from launch.config import spec_from_config
+from launch.early_checks import check_what_is_there
+from launch.hydra_errors import explained
 from launch.job import RECORD, pinned, signals
 from launch.parallel import jobs_at_once, launcher_name
 from launch.points import Points, points_of, value_of
+from launch.program import MISCOMPOSED, refuse, start_logging
 from launch.sweep_objective import with_objective
 from llm.core.launched import launched_by
 from llm.core.spec import RefusedError

@@ -40,7 +40,7 @@ def ours(name: str):
     from llm.core.mesh import put_rows
     from llm.models.specs import GPTSpec, LlamaSpec
     from llm.train.next_token import NextToken
-    from llm.train.specs import AdamWSpec
+    from llm.train.optimizer_specs import AdamWSpec
     from llm.train.state import StateFactory
     from llm.train.step import Stepper
 

@@ -53,8 +53,10 @@ def trained_run(tiny: Path) -> Path:
     from llm.models.specs import GPTSpec
     from llm.report.specs import TrackerSpec
     from llm.train.experiment import ExperimentSpec, SamplesSpec
+    from llm.train.optimizer_specs import AdamWSpec
     from llm.train.run import run
-    from llm.train.specs import AdamWSpec, PretrainSpec, WarmupCosineSpec
+    from llm.train.schedules import WarmupCosineSpec
+    from llm.train.supervised_specs import PretrainSpec
 
     experiment = ExperimentSpec(
         name="trained",

@@ -151,7 +151,7 @@ def _check_bounds(field: dataclasses.Field[Any], value: Any) -> None:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Spec):
         fields = {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+        return {"_target_": spec_target(type(value)), **fields}
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -198,6 +198,11 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def spec_target(cls: type[Spec]) -> str:
+    """The `_target_` that names a spec class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def spec_class(target: str, path: str = "") -> type[Spec]:

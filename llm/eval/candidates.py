@@ -20,7 +20,7 @@ from llm.hub.checkpoints import read_checkpoint_meta
 from llm.hub.pretrained import Pretrained
 from llm.models.kernels import check_kernel
 from llm.train.experiment import ExperimentSpec
-from llm.train.specs import PretrainSpec, SFTSpec
+from llm.train.supervised_specs import PretrainSpec, SFTSpec
 
 _FRACTION = 0.005  # as in a run that says nothing else
 

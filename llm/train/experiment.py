@@ -12,7 +12,7 @@ from llm.data.specs import DataSpec
 from llm.models.specs import ModelSpec
 from llm.report.objective import Objective
 from llm.report.specs import TrackerSpec
-from llm.train.specs import TrainerSpec
+from llm.train.trainer_spec import TrainerSpec
 
 
 @dataclass(frozen=True, kw_only=True)

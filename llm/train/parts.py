@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh, Mesh
 from llm.core.hardware import HardwareSpec
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
-from llm.train.specs import BatchRows, TrainerSpec
 from llm.train.state import StateFactory
 from llm.train.step import Stepper
+from llm.train.trainer_spec import BatchRows, TrainerSpec
 
 
 @dataclass(frozen=True)

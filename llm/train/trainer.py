@@ -15,10 +15,10 @@ from llm.models.specs import ModelSpec
 from llm.report.ledger import Ledger
 from llm.report.run_report import RunReport
 from llm.report.samples import Sample
-from llm.train.specs import BatchRows
 from llm.train.state import TrainState
 from llm.train.step import Stepper
 from llm.train.stopping import StopSignal
+from llm.train.trainer_spec import BatchRows
 
 HostBatch = dict[str, np.ndarray]
 

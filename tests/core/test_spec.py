@@ -37,7 +37,7 @@ def example(cls: type[Spec]) -> Spec:
     if cls.__name__ in ("ExperimentSpec", "PlanSpec"):
         from llm.core.hardware import HardwareSpec
         from llm.models.specs import LlamaSpec
-        from llm.train.specs import PretrainSpec
+        from llm.train.supervised_specs import PretrainSpec
 
         needed |= {"model": LlamaSpec(), "trainer": PretrainSpec()}
         needed |= {"hardware": HardwareSpec()}
@@ -123,7 +123,7 @@ def test_refused_with_key_value_and_what_was_expected(values, message: str) -> N
         Bicycle(**values)
 
 
-TRAINER = {"_target_": "llm.train.specs.PretrainSpec"}
+TRAINER = {"_target_": "llm.train.supervised_specs.PretrainSpec"}
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,12 @@ TRAINER = {"_target_": "llm.train.specs.PretrainSpec"}
         (TRAINER | {"lrr": 1}, r"lrr: no such key\. PretrainSpec has name, steps"),
         (TRAINER | {"steps": 0}, "steps=0: expected a number greater than 0"),
         (
-            TRAINER | {"optimizer": {"_target_": "llm.train.specs.AdamWSpec", "lr": -1.0}},
+            TRAINER
+            | {"optimizer": {"_target_": "llm.train.optimizer_specs.AdamWSpec", "lr": -1.0}},
             r"optimizer\.lr=-1\.0: expected a number greater than 0",
         ),
         (
-            TRAINER | {"optimizer": {"_target_": "llm.train.specs.OptaxSpec", "lr": 1.0}},
+            TRAINER | {"optimizer": {"_target_": "llm.train.optimizer_specs.OptaxSpec", "lr": 1.0}},
             r"optimizer\.optimizer: a value is needed and none was given",
         ),
         (

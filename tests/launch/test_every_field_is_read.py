@@ -11,6 +11,7 @@ import io
 import re
 import shutil
 import sys
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -23,7 +24,7 @@ import pytest
 from hydra import compose
 
 from launch.chat import main as chat
-from launch.config import SCHEMAS, spec_from_config
+from launch.config import spec_from_config
 from launch.dashboard import make as make_dashboard
 from launch.evaluate import evaluate_and_show
 from launch.export import main as export
@@ -32,6 +33,7 @@ from launch.help import CONF
 from launch.journey import stages
 from launch.plan import plan
 from launch.report import report
+from launch.schemas import SCHEMAS
 from launch.tokenizer import train as train_tokenizer
 from llm.core import machine
 from llm.core.hardware import HardwareSpec
@@ -44,7 +46,7 @@ from llm.models.specs import LoRASpec, RopeScalingSpec
 from llm.plan.check import check_fits
 from llm.plan.specs import PlanSpec
 from llm.report.specs import DashboardSpec, ReportSpec, TrackerSpec
-from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
+from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
 from llm.train.grpo.reference import mover_of
 from llm.train.grpo.spec import GRPOSpec
 from llm.train.journey_spec import JourneySpec
@@ -54,7 +56,7 @@ from llm.train.tokenizer_spec import TokenizerTrainingSpec
 
 NESTED = [CheckpointSpec, EvalSpec, SamplesSpec, TrackerSpec, TokenizerSpec, SourceSpec]
 NESTED += [RopeScalingSpec, LoRASpec, TextSpec, ExpectedTokenizerSpec]
-SPECS = {spec for specs in SCHEMAS.values() for spec in specs.values()} | set(NESTED)
+SPECS = {*SCHEMAS.values(), *NESTED}
 
 Reads = set[tuple[type[Spec], str]]
 
@@ -92,7 +94,8 @@ def read_by_conf() -> Reads:
     """The fields that conf/ itself refers to, such as `${trainer.name}` in the run's name."""
     text = "".join(file.read_text() for file in CONF.rglob("*.yaml"))
     references = re.findall(r"\$\{(\w+)\.(\w+)\}", text)
-    return {(spec, key) for group, key in references for spec in SCHEMAS.get(group, {}).values()}
+    groups = typing.get_type_hints(ExperimentSpec)
+    return {(s, key) for group, key in references for s in SPECS if issubclass(s, groups[group])}
 
 
 def unread(specs: set[type[Spec]], reads: Reads) -> list[str]:

@@ -1,11 +1,13 @@
 """What a newcomer meets first: --help, --cfg, and the tab key."""
 
 import time
+from dataclasses import fields
 
 import pytest
 from launch_words import GROUPS
 
 from llm.core.spec import spec_class
+from llm.train.experiment import ExperimentSpec
 
 
 def test_help_lists_groups_and_explains_keys(command) -> None:
@@ -50,6 +52,14 @@ def test_tab_completion(command, typed: str, expected: list[str]) -> None:
     done = command("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert done.returncode == 0
     assert done.stdout.split() == expected
+
+
+def test_tab_completion_of_nothing_offers_groups_and_keys(command) -> None:
+    done = command("-sc", "query=bash", COMP_LINE="python launch/main.py ", COMP_POINT="22")
+    offered = set(done.stdout.split())
+    assert {"model=", "trainer", "trainer.", "seed="} <= offered
+    known = {field.name for field in fields(ExperimentSpec)} | {g.partition("/")[0] for g in GROUPS}
+    assert {word.rstrip("=./") for word in offered} == known | {"_target_"}
 
 
 def test_every_target_in_the_tree_is_a_spec(composed) -> None:

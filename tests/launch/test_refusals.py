@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from launch.config import RefuseEarly, explained
+from launch.callbacks import RefuseEarly
+from launch.hydra_errors import explained
 from launch.resume import replay_words
 from llm.core.spec import RefusedError
 from llm.train.run_folder import check_run_folder

@@ -91,7 +91,10 @@ class TestSameExperiment:
             ("trainer.optimizer.lr=0.5", "trainer.optimizer.lr=0.5: .* trainer.optimizer.lr=0.001"),
             ("data.batch_size=8", "data.batch_size=8: .* data.batch_size=16; "),
             ("data=padded", "data._target_=llm.data.specs.PaddedSpec: "),
-            ("trainer/optimizer=muon", "trainer.optimizer._target_=llm.train.specs.MuonSpec: "),
+            (
+                "trainer/optimizer=muon",
+                "trainer.optimizer._target_=llm.train.optimizer_specs.MuonSpec: ",
+            ),
             ("init_from=last", "init_from=last: .* init_from=None; "),
         ],
     )

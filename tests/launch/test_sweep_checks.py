@@ -11,7 +11,8 @@ from loguru import logger
 from omegaconf import DictConfig
 
 from launch import sweep
-from launch.config import point_folder, spec_from_config
+from launch.config import spec_from_config
+from launch.folder_names import point_folder
 from launch.job import as_in_its_sweep, run_job
 from launch.points import points_of
 from launch.resume import replay_words

@@ -8,7 +8,8 @@ import pytest
 from hydra import compose
 from rich.console import Console
 
-from launch.config import check_what_is_there, spec_from_config
+from launch.config import spec_from_config
+from launch.early_checks import check_what_is_there
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
 from llm.hub.sources import open_tokenizer

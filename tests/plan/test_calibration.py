@@ -15,7 +15,7 @@ from llm.plan.exact import compiled
 from llm.plan.target import target_by_name, target_here
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
-from llm.train.specs import PretrainSpec, SFTSpec
+from llm.train.supervised_specs import PretrainSpec, SFTSpec
 
 GPT = GPTSpec(name="gpt", vocab_size=32768, n_layers=3, d_model=768, n_heads=12)
 LLAMA = LlamaSpec(

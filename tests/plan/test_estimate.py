@@ -18,7 +18,7 @@ from llm.plan.remedies import remedies
 from llm.plan.target import target_by_name, target_here
 from llm.train.experiment import ExperimentSpec
 from llm.train.grpo.spec import GRPOSpec
-from llm.train.specs import PretrainSpec
+from llm.train.supervised_specs import PretrainSpec
 
 GPT2 = GPTSpec(name="gpt2", vocab_size=50257, n_layers=12, d_model=768, n_heads=12)
 LLAMA_8B = LlamaSpec(

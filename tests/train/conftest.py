@@ -10,8 +10,10 @@ from llm.data.specs import PackedSpec, PaddedSpec, TokenizerSpec
 from llm.models.specs import GPTSpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
+from llm.train.optimizer_specs import AdamWSpec
 from llm.train.run import run
-from llm.train.specs import AdamWSpec, PretrainSpec, WarmupCosineSpec
+from llm.train.schedules import WarmupCosineSpec
+from llm.train.supervised_specs import PretrainSpec
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
 from llm.train.grpo.rewards import RewardError
 from llm.train.grpo.spec import GRPOSpec
+from llm.train.optimizer_specs import AdamWSpec
 from llm.train.run import run
-from llm.train.specs import AdamWSpec
 from llm.train.stopping import StopSignal
 
 REWARDS = '''

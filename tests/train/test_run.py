@@ -22,9 +22,10 @@ from llm.models.specs import LlamaSpec
 from llm.report.run_report import RunReport
 from llm.train.compiled import Compiled
 from llm.train.experiment import CheckpointSpec, EvalSpec, SamplesSpec
+from llm.train.optimizer_specs import AdamWSpec
 from llm.train.origin import check_same
 from llm.train.run import run
-from llm.train.specs import AdamWSpec, WarmupCosineSpec
+from llm.train.schedules import WarmupCosineSpec
 from llm.train.step import Stepper
 from llm.train.step_report import DivergedError
 from llm.train.stopping import StopSignal

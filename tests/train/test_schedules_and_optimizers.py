@@ -5,14 +5,9 @@ import optax
 import pytest
 
 from llm.core.spec import RefusedError
-from llm.train.specs import (
-    ConstantSpec,
-    LinearSpec,
-    OptaxSpec,
-    PretrainSpec,
-    WarmupCosineSpec,
-    WarmupStableDecaySpec,
-)
+from llm.train.optimizer_specs import OptaxSpec
+from llm.train.schedules import ConstantSpec, LinearSpec, WarmupCosineSpec, WarmupStableDecaySpec
+from llm.train.supervised_specs import PretrainSpec
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,10 @@ from llm.models.specs import GPTSpec, LlamaSpec, LoRASpec
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import CheckpointSpec, EvalSpec, ExperimentSpec, SamplesSpec
 from llm.train.next_token import NextToken, embedding_noise
+from llm.train.optimizer_specs import AdamWSpec
 from llm.train.run import run
-from llm.train.specs import AdamWSpec, ConstantSpec, SFTSpec
+from llm.train.schedules import ConstantSpec
+from llm.train.supervised_specs import SFTSpec
 
 
 def conversation(number: int) -> dict[str, Any]:
@@ -243,7 +245,8 @@ def test_new_tokens_begin_as_the_average(trained_run: Path) -> None:
 
 
 def test_a_model_without_the_tokens_of_chatml_gets_them(tiny: Path, sft, tmp_path: Path) -> None:
-    from llm.train.specs import PretrainSpec, WarmupCosineSpec
+    from llm.train.schedules import WarmupCosineSpec
+    from llm.train.supervised_specs import PretrainSpec
 
     corpus = [path.read_text() for path in (tiny / "corpus").glob("*.txt")]
     spec = TokenizerSpec(vocab_size=300, special_tokens=["</s>"])

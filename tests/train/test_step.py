@@ -14,7 +14,8 @@ from llm.core.machine import COMPILER_OPTIONS
 from llm.core.mesh import make_mesh, put_rows
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.next_token import NextToken
-from llm.train.specs import AdamWSpec, ConstantSpec, MuonSpec
+from llm.train.optimizer_specs import AdamWSpec, MuonSpec
+from llm.train.schedules import ConstantSpec
 from llm.train.state import StateFactory
 from llm.train.step import Stepper
 
@@ -113,7 +114,7 @@ def test_a_batch_in_which_nothing_counts_stays_finite() -> None:
 
 def test_clipping() -> None:
     # With plain gradient descent at rate 1 the update is the clipped gradient itself.
-    from llm.train.specs import OptaxSpec
+    from llm.train.optimizer_specs import OptaxSpec
 
     for clip in (1e-2, None):
         stepper, factory = parts(optimizer=OptaxSpec(lr=1.0, optimizer="sgd"), grad_clip=clip)

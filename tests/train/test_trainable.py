@@ -10,7 +10,7 @@ from llm.core.mesh import make_mesh, put_rows
 from llm.core.spec import RefusedError
 from llm.models.parameter import named, parameters
 from llm.models.specs import LoRASpec
-from llm.train.specs import AdamWSpec, MuonSpec, OptaxSpec
+from llm.train.optimizer_specs import AdamWSpec, MuonSpec, OptaxSpec
 from llm.train.trainable import n_frozen_matmul, split, trained_names
 
 LORA = MODEL.replace(lora=LoRASpec(rank=2, targets=["query", "value", "down"]))

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm.core.spec import RefusedError, knob
-from llm.train.specs import (
-    AdamWSpec,
-    BatchRows,
-    ConstantSpec,
-    OptimizerSpec,
-    ScheduleSpec,
-    Shaped,
-    TrainerSpec,
-)
+from llm.train.optimizer_specs import AdamWSpec, OptimizerSpec
+from llm.train.schedules import ConstantSpec, ScheduleSpec
+from llm.train.trainer_spec import BatchRows, Shaped, TrainerSpec
 
 if TYPE_CHECKING:
     from llm.core.hardware import HardwareSpec
