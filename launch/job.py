@@ -112,7 +112,7 @@ def _train(cfg: DictConfig, hydra: Any, folder: Path, stop: StopSignal) -> tuple
     if experiment.resumes and ended == ("finished", experiment.trainer.steps):
         logger.info("{} is finished already.", folder)
         return "finished", experiment.goal.of(result)
-    check_fits(experiment, claim(experiment.hardware))
+    check_fits(experiment, claim(experiment.hardware), folder)
     outcome = run(experiment, folder, overrides=list(hydra.overrides.task), stop=stop)
     if outcome.status == "finished" and outcome.objective is None:
         logger.warning("objective={}: was not measured by {}", experiment.goal, folder)

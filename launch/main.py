@@ -52,7 +52,7 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
             machine = claim(experiment.hardware)
             if not is_first():
                 start_logging("WARNING", f"process {jax.process_index()}: ")
-            _check_anywhere(lambda: check_fits(experiment, machine))
+            _check_anywhere(lambda: check_fits(experiment, machine, folder))
         except RefusedError:
             if is_first():
                 _forget(folder)

@@ -209,9 +209,10 @@ def _checked(
             experiment = spec_from_config(composed, ExperimentSpec)
             pins = _pin(experiment, pins)
             experiment = pinned(experiment, pins)
-            _check_point(experiment, folder / str(OmegaConf.select(composed, "hydra.sweep.subdir")))
+            own = folder / str(OmegaConf.select(composed, "hydra.sweep.subdir"))
+            _check_point(experiment, own)
             check_what_is_there(experiment)
-            plan.check(experiment)
+            plan.check(experiment, own)
             experiments.append(experiment)
         except RefusedError as error:
             problems.setdefault(str(error), []).append(number)
