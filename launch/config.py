@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from launch.help import explained_keys, option_groups
 from launch.parallel import device_shares
-from launch.processes import join_run, problem_anywhere
+from launch.processes import agreed, join_run
 from launch.text_words import paths_quoted
 from llm.core.hardware import HardwareSpec
 from llm.core.launched import launched_by
@@ -325,35 +325,39 @@ class RefuseEarly(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the run's folder."""
-        from launch.job import as_in_its_sweep
-        from llm.train.run_folder import check_run_folder
-
-        problem = ""
         try:
-            experiment = spec_from_config(config, ExperimentSpec)
-            join_run(config, experiment.hardware)
-            folder = Path(config.hydra.run.dir)
-            experiment = as_in_its_sweep(experiment, folder)
-            check_run_folder(experiment, folder)
-            if not folder.exists():
-                new_folders.add(folder.absolute())
-            check_what_is_there(experiment)
+            with agreed():
+                _check_run(config)
         except RefusedError as error:
-            problem = str(error)
-        except Exception as error:
-            if launched_by(os.environ) is None:
-                raise
-            problem = f"{type(error).__name__}: {error}"
-        # One process alone must not stop here while the others wait for it.
-        if problem := problem_anywhere(problem):
             # An exception would only become a warning here: Hydra guards itself from callbacks.
-            refuse(problem)
+            refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing what all points share and the first job."""
         from launch.sweep import begin
 
         begin(config)
+
+
+def _check_run(config: DictConfig) -> None:
+    """Check a run; of several processes all get the folder of the first in their configuration."""
+    from launch.job import as_in_its_sweep
+    from llm.train.run_folder import check_run_folder
+
+    experiment = spec_from_config(config, ExperimentSpec)
+    folder = join_run(experiment.hardware, Path(config.hydra.run.dir))
+    if launched_by(os.environ) is not None:
+        from llm.core.hosts import is_first
+
+        with open_dict(config.hydra):
+            config.hydra.run.dir = str(folder)
+            if not is_first():
+                config.hydra.output_subdir = None
+    experiment = as_in_its_sweep(experiment, folder)
+    check_run_folder(experiment, folder)
+    if not folder.exists():
+        new_folders.add(folder.absolute())
+    check_what_is_there(experiment)
 
 
 def check_what_is_there(experiment: ExperimentSpec) -> None:

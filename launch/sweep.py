@@ -56,6 +56,7 @@ def begin(config: DictConfig) -> None:
         words = [str(word) for word in config.hydra.overrides.task]
         hydra_words = [str(word) for word in config.hydra.overrides.hydra]
         _check_plugins(config)
+        _check_tasks(config.hydra.launcher)
         _settle_optuna(config, hydra_words)
         _name_by(points.swept, config)
         experiments, pins = _checked(points, config, folder, before.get("last") or {})
@@ -149,6 +150,17 @@ def _check_plugins(config: DictConfig) -> None:
                 f"hydra/{key}={config.hydra.runtime.choices[f'hydra/{key}']}: {name} is not "
                 f"installed; pip install {name}"
             )
+
+
+def _check_tasks(launcher: DictConfig) -> None:
+    """Submitit's own processes on this machine do not find each other, as those of Slurm do."""
+    tasks = (launcher.get("nodes") or 1) * (launcher.get("tasks_per_node") or 1)
+    if launcher_name(launcher) == "LocalLauncher" and tasks > 1:
+        raise RefusedError(
+            f"hydra.launcher: {tasks} tasks of submitit_local would each run the whole job; one "
+            "process has all GPUs of its job (hydra.launcher.gpus_per_node), and submitit_slurm "
+            "can give a job several"
+        )
 
 
 def _installed(package: str) -> bool:

@@ -62,7 +62,8 @@ class Origin:
         theirs = None if first is None else read_spec(first, "init_from")
         if theirs is None:
             return None
-        check_same(self._experiment.model, theirs, f"init_from={first}")
+        said = first if isinstance(first, str) else f"[{','.join(first or ())}]"
+        check_same(self._experiment.model, theirs, f"init_from={said}")
         return theirs.vocab
 
     def tokenizer(self) -> Tokenizer | None:
