@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from launch.config import spec_from_config
 from launch.early_checks import check_documents, check_what_is_there
 from launch.job import as_in_its_sweep
-from launch.processes import join_run, problem_anywhere
+from launch.processes import agreed, join_run
 from launch.program import refuse
 from launch.sweep import begin
 from llm.core.launched import launched_by
@@ -81,29 +81,33 @@ class RefuseEarly(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the run's folder."""
-        from llm.train.run_folder import check_run_folder
-
-        problem = ""
         try:
-            experiment = spec_from_config(config, ExperimentSpec)
-            join_run(config, experiment.hardware)
-            folder = Path(config.hydra.run.dir)
-            experiment = as_in_its_sweep(experiment, folder)
-            check_run_folder(experiment, folder)
-            if not folder.exists():
-                new_folders.add(folder.absolute())
-            check_what_is_there(experiment)
+            with agreed():
+                _check_run(config)
         except RefusedError as error:
-            problem = str(error)
-        except Exception as error:
-            if launched_by(os.environ) is None:
-                raise
-            problem = f"{type(error).__name__}: {error}"
-        # One process alone must not stop here while the others wait for it.
-        if problem := problem_anywhere(problem):
             # An exception would only become a warning here: Hydra guards itself from callbacks.
-            refuse(problem)
+            refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing what all points share and the first job."""
         begin(config)
+
+
+def _check_run(config: DictConfig) -> None:
+    """Check a run; of several processes all get the folder of the first in their configuration."""
+    from llm.train.run_folder import check_run_folder
+
+    experiment = spec_from_config(config, ExperimentSpec)
+    folder = join_run(experiment.hardware, Path(config.hydra.run.dir))
+    if launched_by(os.environ) is not None:
+        from llm.core.hosts import is_first
+
+        with open_dict(config.hydra):
+            config.hydra.run.dir = str(folder)
+            if not is_first():
+                config.hydra.output_subdir = None
+    experiment = as_in_its_sweep(experiment, folder)
+    check_run_folder(experiment, folder)
+    if not folder.exists():
+        new_folders.add(folder.absolute())
+    check_what_is_there(experiment)

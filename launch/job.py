@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from launch.config import spec_from_config
 from launch.parallel import jobs_at_once, launcher_name
+from launch.processes import agreed, begin, join_run
 from launch.program import start_logging
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
@@ -94,11 +95,11 @@ def run_job(cfg: DictConfig) -> float | None:
 def _train(cfg: DictConfig, hydra: Any, folder: Path, stop: StopSignal) -> tuple[str, float | None]:
     from loguru import logger
 
-    from llm.core.machine import claim
-    from llm.plan.check import check_fits
-    from llm.train.run import run
+    from llm.core.hosts import is_first
 
-    experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
+    with agreed():
+        experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
+        folder = join_run(experiment.hardware, folder)
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # this job was queued again
         experiment = experiment.replace(resume="true")
     tracker = experiment.tracker
@@ -113,9 +114,8 @@ def _train(cfg: DictConfig, hydra: Any, folder: Path, stop: StopSignal) -> tuple
     if experiment.resumes and ended == ("finished", experiment.trainer.steps):
         logger.info("{} is finished already.", folder)
         return "finished", experiment.goal.of(result)
-    check_fits(experiment, claim(experiment.hardware))
-    outcome = run(experiment, folder, overrides=list(hydra.overrides.task), stop=stop)
-    if outcome.status == "finished" and outcome.objective is None:
+    outcome = begin(experiment, folder, list(hydra.overrides.task), stop)
+    if is_first() and outcome.status == "finished" and outcome.objective is None:
         logger.warning("objective={}: was not measured by {}", experiment.goal, folder)
     return outcome.status, outcome.objective
 
@@ -124,6 +124,7 @@ def _note(error: Exception, folder: Path) -> None:
     """Say at once what went wrong: the end of the sweep may be days away."""
     from loguru import logger
 
+    from llm.core.hosts import is_first
     from llm.report.run_files import now, write_result
 
     if isinstance(error, RefusedError):
@@ -131,7 +132,7 @@ def _note(error: Exception, folder: Path) -> None:
     else:
         lines = "".join(traceback.format_exception(error))
         logger.error("{} failed:\n{}", folder.name, lines)
-    if read_json(folder / "result.json").get("status") != "failed":
+    if is_first() and read_json(folder / "result.json").get("status") != "failed":
         write_result(
             folder, status="failed", step=0, tokens=0, started=now(), final={}, best={}, ledger={},
             error={"type": type(error).__name__, "message": str(error)},

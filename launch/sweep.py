@@ -52,6 +52,7 @@ def begin(config: DictConfig) -> None:
         words = [str(word) for word in config.hydra.overrides.task]
         hydra_words = [str(word) for word in config.hydra.overrides.hydra]
         _check_plugins(config)
+        _check_tasks(config.hydra.launcher)
         _settle_optuna(config, hydra_words)
         _name_by(points.swept, config)
         experiments, pins = _checked(points, config, folder, before.get("last") or {})
@@ -147,6 +148,17 @@ def _check_plugins(config: DictConfig) -> None:
             )
 
 
+def _check_tasks(launcher: DictConfig) -> None:
+    """Submitit's own processes on this machine do not find each other, as those of Slurm do."""
+    tasks = (launcher.get("nodes") or 1) * (launcher.get("tasks_per_node") or 1)
+    if launcher_name(launcher) == "LocalLauncher" and tasks > 1:
+        raise RefusedError(
+            f"hydra.launcher: {tasks} tasks of submitit_local would each run the whole job; one "
+            "process has all GPUs of its job (hydra.launcher.gpus_per_node), and submitit_slurm "
+            "can give a job several"
+        )
+
+
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
@@ -205,9 +217,10 @@ def _checked(
             experiment = spec_from_config(composed, ExperimentSpec)
             pins = _pin(experiment, pins)
             experiment = pinned(experiment, pins)
-            _check_point(experiment, folder / str(OmegaConf.select(composed, "hydra.sweep.subdir")))
+            own = folder / str(OmegaConf.select(composed, "hydra.sweep.subdir"))
+            _check_point(experiment, own)
             check_what_is_there(experiment)
-            plan.check(experiment)
+            plan.check(experiment, own)
             experiments.append(experiment)
         except RefusedError as error:
             problems.setdefault(str(error), []).append(number)

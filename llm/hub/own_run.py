@@ -40,6 +40,12 @@ def open_run(folder: Path, source: str) -> Pretrained:
     )
 
 
+def read_run_spec(folder: Path) -> ModelSpec:
+    """The model of one checkpoint, as the plain one if it has adapters."""
+    spec: ModelSpec = spec_from_json(read_checkpoint_meta(folder)["model"])
+    return spec.replace(lora=LoRASpec())
+
+
 def _merged(folder: Path, spec: ModelSpec, template: Any) -> Any:
     """The weights with their adapters added in; the adapted matrices are all in fp32 meanwhile."""
     plain = named(template)

@@ -14,6 +14,7 @@ import numpy as np
 from loguru import logger
 
 from llm.core.allocator import keep_freed_memory
+from llm.core.compilations import Compilations
 from llm.core.hosts import is_first, said_by_first, several
 from llm.core.machine import claim
 from llm.core.mesh import host_share, put_rows
@@ -78,8 +79,8 @@ def run(
     check_run_folder(experiment, folder)
     ledger = Ledger()
     folder.mkdir(parents=True, exist_ok=True)
-    with nullcontext(stop) if stop else StopSignal() as signals:
-        return _Run(experiment, folder, tuple(overrides), ledger, signals).go()
+    with nullcontext(stop) if stop else StopSignal() as signals, Compilations() as compilations:
+        return _Run(experiment, folder, tuple(overrides), ledger, compilations, signals).go()
 
 
 class _Run:
@@ -91,12 +92,14 @@ class _Run:
         folder: Path,
         overrides: tuple[str, ...],
         ledger: Ledger,
+        compilations: Compilations,
         stop: StopSignal,
     ) -> None:
         self.experiment = experiment
         self.folder = folder
         self.overrides = overrides
         self.ledger = ledger
+        self.compilations = compilations
         self.stop = stop
 
     def go(self) -> Outcome:
@@ -139,12 +142,21 @@ class _Run:
             _tell_checkpoints(checkpoints, report)
             checkpoints.close()
         except BaseException as error:
-            report.finish("failed", error=error, ledger=self.ledger.totals())
+            report.finish(
+                "failed",
+                error=error,
+                ledger=self.ledger.totals(),
+                extra={"compilations": self.compilations.to_json()},
+            )
             raise
         report.finish(
             "finished" if status == "finished" else "stopped",
             ledger=self.ledger.totals(),
-            extra={"parameters": _count(state.params), "checkpoint": loop.saved},
+            extra={
+                "parameters": _count(state.params),
+                "checkpoint": loop.saved,
+                "compilations": self.compilations.to_json(),
+            },
         )
         if several():  # who leaves first would not wait long for the one that writes the report
             said_by_first("")
@@ -310,6 +322,7 @@ class _Run:
             ),
             peak_flops=self.machine.peak_flops(),
             memory_gib=self.machine.memory_used_gib,
+            compilations=self.compilations,
         )
         meta = {
             "run": str(self.folder),
