@@ -22,6 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from launch.help import explained_keys, option_groups
+from launch.new_folders import forget, will_be_made
 from launch.parallel import device_shares
 from launch.processes import join_run, problem_anywhere
 from launch.text_words import paths_quoted
@@ -225,7 +226,8 @@ def start(program: Callable[[], Any]) -> None:
 
 
 def refuse(reason: Exception | str, status: int = REFUSED) -> typing.NoReturn:
-    """End the program with the reason and an exit status."""
+    """End the program with the reason and an exit status; no folder is left of it."""
+    forget()
     sys.stderr.write(f"Refused: {reason}\n")
     raise SystemExit(status)
 
@@ -268,60 +270,64 @@ def start_logging(level: str = "INFO", prefix: str = "") -> None:
 
 
 class RefuseWords(Callback):
-    """Checks the words of a plan or a dashboard before Hydra creates its folder."""
+    """Checks the words before Hydra creates a folder for them, or for the jobs of a multirun."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the folder."""
         try:
-            spec = spec_from_config(config, Spec)
-            if isinstance(spec, PlanSpec) and spec.hardware.device == "gpu":
-                from llm.plan.target import target_by_name
-
-                target_by_name(spec.hardware)
+            self.check(config)
         except RefusedError as error:
+            # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(error)
+        will_be_made(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra between composing what all jobs share and the first job."""
+        will_be_made(Path(config.hydra.sweep.dir))
+
+    def check(self, config: DictConfig) -> None:
+        """Refuse what no spec accepts, and a plan for a device that nobody has heard of.
+
+        Raises:
+            RefusedError: in one line.
+        """
+        spec = spec_from_config(config, Spec)
+        if isinstance(spec, PlanSpec) and spec.hardware.device == "gpu":
+            from llm.plan.target import target_by_name
+
+            target_by_name(spec.hardware)
 
 
-class RefuseTokenizer(Callback):
-    """Checks the words of launch/tokenizer.py before Hydra creates its folder."""
+class RefuseTokenizer(RefuseWords):
+    """Checks the words of launch/tokenizer.py."""
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra between composing the configuration and making the folder."""
+    def check(self, config: DictConfig) -> None:
+        """Refuse texts and tokenizers that are not there."""
         from llm.hub.sources import check_tokenizer_source
 
+        spec = spec_from_config(config, TokenizerTrainingSpec)
+        _check_sources(spec.data)
+        for source in spec.compare:
+            check_tokenizer_source(source, "compare")
+
+
+class RefuseEvaluation(RefuseWords):
+    """Checks the words of an evaluation."""
+
+    def check(self, config: DictConfig) -> None:
+        """Refuse texts, checkpoints and tasks that are not there."""
+        from llm.eval.early_checks import check_words
+
+        spec = spec_from_config(config, EvaluateSpec)
         try:
-            spec = spec_from_config(config, TokenizerTrainingSpec)
-            _check_sources(spec.data)
-            for source in spec.compare:
-                check_tokenizer_source(source, "compare")
+            _check_source(spec.data)
         except RefusedError as error:
-            refuse(error)
-
-
-class RefuseEvaluation(Callback):
-    """Checks the words of an evaluation before Hydra creates its folder."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra between composing the configuration and making the folder."""
-        try:
-            spec = spec_from_config(config, EvaluateSpec)
-            try:
-                _check_source(spec.data)
-            except RefusedError as error:
-                raise RefusedError(f"data.{error}") from None
-            from llm.eval.early_checks import check_words
-
-            check_words(spec)
-        except RefusedError as error:
-            refuse(error)
-
-
-new_folders: set[Path] = set()
-"""Folders of runs that were not there before Hydra made them, in this process."""
+            raise RefusedError(f"data.{error}") from None
+        check_words(spec)
 
 
 class RefuseEarly(Callback):
-    """Checks a run, or each point of a sweep, before Hydra creates a folder."""
+    """Checks a run, or each point of a sweep, and what the processes of a run must agree on."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing the configuration and making the run's folder."""
@@ -335,8 +341,6 @@ class RefuseEarly(Callback):
             folder = Path(config.hydra.run.dir)
             experiment = as_in_its_sweep(experiment, folder)
             check_run_folder(experiment, folder)
-            if not folder.exists():
-                new_folders.add(folder.absolute())
             check_what_is_there(experiment)
         except RefusedError as error:
             problem = str(error)
@@ -346,8 +350,9 @@ class RefuseEarly(Callback):
             problem = f"{type(error).__name__}: {error}"
         # One process alone must not stop here while the others wait for it.
         if problem := problem_anywhere(problem):
-            # An exception would only become a warning here: Hydra guards itself from callbacks.
             refuse(problem)
+        if config.hydra.output_subdir is not None:  # of several processes, the first
+            will_be_made(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra between composing what all points share and the first job."""

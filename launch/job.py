@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shutil
 import signal
 import traceback
 from pathlib import Path
@@ -15,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.config import spec_from_config, start_logging
+from launch.new_folders import forget_unless_begun
 from launch.parallel import jobs_at_once, launcher_name
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
@@ -71,7 +71,7 @@ def run_job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if stop():
-        _forget(folder)
+        forget_unless_begun(folder)
         _end_sweep()
         return None
     start_logging()
@@ -168,12 +168,6 @@ def _take_share(hydra: Any, sweep: Path) -> None:
     number = jobs_at_once(hydra.launcher)
     if number > 1:
         take_share(sweep / ".shares", number)
-
-
-def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote for a job that was not begun."""
-    if [path.name for path in folder.iterdir()] == [".hydra"]:
-        shutil.rmtree(folder)
 
 
 def _tell_children(number: int) -> None:

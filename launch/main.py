@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from launch.config import new_folders, refuse, spec_from_config, start, start_logging
+from launch.config import refuse, spec_from_config, start, start_logging
 from launch.job import as_in_its_sweep, run_job
 from launch.processes import problem_anywhere
 from launch.resume import replay_words
@@ -48,15 +46,10 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
     folder = Path(hydra_config.runtime.output_dir)
     try:
         experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
-        try:
-            machine = claim(experiment.hardware)
-            if not is_first():
-                start_logging("WARNING", f"process {jax.process_index()}: ")
-            _check_anywhere(lambda: check_fits(experiment, machine))
-        except RefusedError:
-            if is_first():
-                _forget(folder)
-            raise
+        machine = claim(experiment.hardware)
+        if not is_first():
+            start_logging("WARNING", f"process {jax.process_index()}: ")
+        _check_anywhere(lambda: check_fits(experiment, machine))
         outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
     except RefusedError as error:
         refuse(error)
@@ -77,15 +70,6 @@ def _check_anywhere(check: Callable[[], None]) -> None:
         problem = str(error)
     if problem := problem_anywhere(problem):
         raise RefusedError(problem)
-
-
-def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote for a run that was not begun, in a folder that it made for it."""
-    if folder.absolute() not in new_folders or [p.name for p in folder.iterdir()] != [".hydra"]:
-        return
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / ".hydra")
-        folder.rmdir()
 
 
 def program() -> None:
