@@ -20,6 +20,7 @@ from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
 from llm.report.objective import BITS_PER_BYTE
 from llm.train.experiment import ExperimentSpec
+from llm.train.meaning_of_last import with_meaning
 from llm.train.stopping import StopSignal
 
 RECORD = "sweep.json"
@@ -38,27 +39,13 @@ def signals(workers: bool = False) -> StopSignal:
     return _signals[0]
 
 
-def pinned(experiment: ExperimentSpec, pins: dict[str, str]) -> ExperimentSpec:
-    """The experiment with what `last` meant when its sweep began.
-
-    Args:
-        pins: `last`, `last:sft` and so on to the checkpoint.
-    """
-    first = experiment.first_weights
-    if isinstance(first, str):
-        return experiment.replace(init_from=pins[first]) if first in pins else experiment
-    if first and any(name in pins for name in first):
-        return experiment.replace(init_from=[pins.get(name, name) for name in first])
-    return experiment
-
-
 def as_in_its_sweep(experiment: ExperimentSpec, folder: Path) -> ExperimentSpec:
     """The experiment as its sweep runs it, if the folder is that of a point of a sweep."""
     record = read_json(folder.parent / RECORD)
     unnamed = experiment.objective is None and experiment.goal.per_token
     if unnamed and record.get("objective") == BITS_PER_BYTE:  # as tokenizers differ
         experiment = experiment.replace(objective=BITS_PER_BYTE)
-    return pinned(experiment, record.get("last") or {})
+    return with_meaning(experiment, record.get("last") or {})
 
 
 def run_job(cfg: DictConfig) -> float | None:

@@ -109,6 +109,8 @@ def _summary(sweep: Sweep) -> str:
             lines.append("Tokenizers differ, and this is per token: it may rank them wrongly.")
     if not sweep.with_status("finished") and sweep.compared:
         lines.append("None is finished: this is how they stand so far.")
+    for word, checkpoint in (sweep.record.get("last") or {}).items():
+        lines.append(f"`{word}` was `{checkpoint}` when it began.")
     seconds = sum(point.seconds for point in sweep.points)
     if seconds:
         lines.append(f"Time of all runs together: {duration(seconds)}.")

@@ -57,7 +57,7 @@ def sweep(tmp_path: Path) -> Path:
     point(folder, 9, planned[9], loss=None, status="failed", error="no\ngood | at all")
     point(folder, 10, planned[10], loss=4.0, status="killed")
     record = {"words": ["x"], "swept": [LR, "seed"], "objective": "eval/loss", "points": planned,
-              "ended": "2026-01-01T00:00:00+00:00"}  # fmt: skip
+              "last": {"last:sft": "outputs/a/checkpoints/3"}, "ended": "2026-01-01"}  # fmt: skip
     (folder / "sweep.json").write_text(json.dumps(record))
     return folder
 
@@ -73,6 +73,7 @@ def test_twelve_points(sweep: Path, capsys) -> None:
     for words in (
         "**12 points: 8 finished, 1 stopped, 1 failed, 1 killed, 1 waiting**",
         "Compared by `eval/loss` (lower is better), after 100 tokens each.",
+        "`last:sft` was `outputs/a/checkpoints/3` when it began.",
         "| 1 | 0.01 | 1.1000 ± 0.1000 | 3 |",
         f"[1](<3-{LR}=0.01,seed=0/report.md>)",
         "| lr=9, seed=0 | failed | 10 | E: no good \\| at all |",
