@@ -200,6 +200,26 @@ def test_across_tokenizers_bits_per_byte_are_compared(tmp_path: Path, named: str
     )
     text = write_sweep_report(tmp_path).read_text()
     assert ("Tokenizers differ, and this is per token" in text) == bool(named)
+    assert "Tokenizers differ, so after as many tokens they have not seen as much." in text
+
+
+def test_across_tokenizers_points_are_compared_after_equal_text(tmp_path: Path) -> None:
+    """Tokens of 4 bytes instead of 2: at the end better, but not after as much text."""
+    for number, (size, loss) in enumerate([(2, 3.0), (4, 2.5)]):
+        folder = point(tmp_path, number, {"data.tokenizer.path": str(number)}, loss=loss)
+        run = json.loads((folder / "run.json").read_text())
+        mixture = [{"weight": 3, "bytes": 10 * size - 5, "tokens": 10},
+                   {"weight": 1, "bytes": 20 * size + 30, "tokens": 20}]  # fmt: skip
+        run |= {"tokenizer": {"fingerprint": str(number)}, "data": {"sources": mixture}}
+        (folder / "run.json").write_text(json.dumps(run))
+    found = read_sweep(tmp_path)
+    assert [one.bytes_per_token for one in found.points] == [2.0, 4.0]
+    assert (found.unit, found.amount, found.even) == ("bytes", 200, False)
+    assert [dict(s.words)["data.tokenizer.path"] for s in found.ranked] == ["0", "1"]
+    assert [s.mean for s in found.ranked] == pytest.approx([3.0, 3.75])
+    text = write_sweep_report(tmp_path).read_text()
+    assert "after 200 bytes of text, which all of them have done" in text
+    assert "| 2 | 1 | 3.7500 | 2.5000 (400) |" in text
 
 
 def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
