@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shutil
 import signal
 import traceback
 from pathlib import Path
@@ -15,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.config import spec_from_config
+from launch.new_folders import forget_unless_begun
 from launch.parallel import jobs_at_once, launcher_name
 from launch.processes import agreed, begin, join_run
 from launch.program import start_logging
@@ -22,6 +22,7 @@ from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
 from llm.report.objective import BITS_PER_BYTE
 from llm.train.experiment import ExperimentSpec
+from llm.train.meaning_of_last import with_meaning
 from llm.train.stopping import StopSignal
 
 RECORD = "sweep.json"
@@ -40,27 +41,13 @@ def signals(workers: bool = False) -> StopSignal:
     return _signals[0]
 
 
-def pinned(experiment: ExperimentSpec, pins: dict[str, str]) -> ExperimentSpec:
-    """The experiment with what `last` meant when its sweep began.
-
-    Args:
-        pins: `last`, `last:sft` and so on to the checkpoint.
-    """
-    first = experiment.first_weights
-    if isinstance(first, str):
-        return experiment.replace(init_from=pins[first]) if first in pins else experiment
-    if first and any(name in pins for name in first):
-        return experiment.replace(init_from=[pins.get(name, name) for name in first])
-    return experiment
-
-
 def as_in_its_sweep(experiment: ExperimentSpec, folder: Path) -> ExperimentSpec:
     """The experiment as its sweep runs it, if the folder is that of a point of a sweep."""
     record = read_json(folder.parent / RECORD)
     unnamed = experiment.objective is None and experiment.goal.per_token
     if unnamed and record.get("objective") == BITS_PER_BYTE:  # as tokenizers differ
         experiment = experiment.replace(objective=BITS_PER_BYTE)
-    return pinned(experiment, record.get("last") or {})
+    return with_meaning(experiment, record.get("last") or {})
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -73,7 +60,7 @@ def run_job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if stop():
-        _forget(folder)
+        forget_unless_begun(folder)
         _end_sweep()
         return None
     start_logging()
@@ -170,12 +157,6 @@ def _take_share(hydra: Any, sweep: Path) -> None:
     number = jobs_at_once(hydra.launcher)
     if number > 1:
         take_share(sweep / ".shares", number)
-
-
-def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote for a job that was not begun."""
-    if [path.name for path in folder.iterdir()] == [".hydra"]:
-        shutil.rmtree(folder)
 
 
 def _tell_children(number: int) -> None:

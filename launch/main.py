@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from launch.callbacks import new_folders
 from launch.config import spec_from_config
 from launch.job import as_in_its_sweep, run_job
 from launch.processes import begin
@@ -37,8 +34,6 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
-    from llm.core.hosts import is_first
-
     start_logging()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -46,8 +41,6 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
         outcome = begin(experiment, folder, list(hydra_config.overrides.task), stop)
     except RefusedError as error:
-        if is_first():
-            _forget(folder)
         refuse(error)
     if outcome.left_behind:
         # A compilation that was left behind holds up the interpreter's normal end.
@@ -55,15 +48,6 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         sys.stderr.flush()
         os._exit(0)
     return outcome.objective
-
-
-def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote for a run that was not begun, in a folder that it made for it."""
-    if folder.absolute() not in new_folders or [p.name for p in folder.iterdir()] != [".hydra"]:
-        return
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / ".hydra")
-        folder.rmdir()
 
 
 def program() -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from launch.config import spec_from_config
 from launch.early_checks import check_what_is_there
 from launch.hydra_errors import explained
-from launch.job import RECORD, pinned, signals
+from launch.job import RECORD, signals
 from launch.parallel import jobs_at_once, launcher_name
 from launch.points import Points, points_of, value_of
 from launch.program import MISCOMPOSED, refuse, start_logging
@@ -28,6 +28,7 @@ from llm.report.json_files import read_json, write_json
 from llm.report.run_files import now
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import ExperimentSpec
+from llm.train.meaning_of_last import meaning_of_last, with_meaning
 
 _begun: list[Path] = []
 
@@ -55,7 +56,7 @@ def begin(config: DictConfig) -> None:
         _check_tasks(config.hydra.launcher)
         _settle_optuna(config, hydra_words)
         _name_by(points.swept, config)
-        experiments, pins = _checked(points, config, folder, before.get("last") or {})
+        experiments, last = _checked(points, config, folder, before.get("last") or {})
         _check_sweeper(config, points, experiments[0])
         objective = with_objective(experiments)
     except RefusedError as error:
@@ -70,7 +71,7 @@ def begin(config: DictConfig) -> None:
         "objective": objective,
         "swept": points.swept,
         "points": each if points.complete else None,
-        "last": pins,
+        "last": last,
         "started": before.get("started") or now(),
         "ended": None,
     }
@@ -195,9 +196,9 @@ def _name_by(swept: Sequence[str], config: DictConfig) -> None:
 
 
 def _checked(
-    points: Points, config: DictConfig, folder: Path, pins: dict[str, str]
+    points: Points, config: DictConfig, folder: Path, last: dict[str, str]
 ) -> tuple[list[ExperimentSpec], dict[str, str]]:
-    """The experiment of each point, and what `last` means in this sweep.
+    """The experiment of each point, and what `last` means in this sweep, also where it goes on.
 
     Raises:
         RefusedError: one of them cannot work; with the words of that point.
@@ -215,8 +216,8 @@ def _checked(
             composed.hydra.job.id = str(number)
         try:
             experiment = spec_from_config(composed, ExperimentSpec)
-            pins = _pin(experiment, pins)
-            experiment = pinned(experiment, pins)
+            last = meaning_of_last(with_meaning(experiment, last)) | last
+            experiment = with_meaning(experiment, last)
             own = folder / str(OmegaConf.select(composed, "hydra.sweep.subdir"))
             _check_point(experiment, own)
             check_what_is_there(experiment)
@@ -227,30 +228,13 @@ def _checked(
     if problems:
         raise RefusedError(_in_words(problems, points))
     _point_out_duplicates(experiments, points)
-    return experiments, pins
+    return experiments, last
 
 
 def _check_point(experiment: ExperimentSpec, folder: Path) -> None:
     from llm.train.run_folder import check_run_folder
 
     check_run_folder(experiment, folder)
-
-
-def _pin(experiment: ExperimentSpec, pins: dict[str, str]) -> dict[str, str]:
-    """What `last` means when the sweep begins: later it would mean a point of the sweep itself."""
-    from llm.hub.sources import find_checkpoint
-
-    first = experiment.first_weights
-    names = [first] if isinstance(first, str) else list(first or ())
-    found = {}
-    for name in names:
-        if name.partition(":")[0] == "last" and name not in pins:
-            try:
-                found[name] = str(find_checkpoint(name, "init_from"))
-            except RefusedError:
-                if isinstance(first, str):  # of several, some may be missing
-                    raise
-    return pins | found
 
 
 def _in_words(problems: dict[str, list[int]], points: Points) -> str:

@@ -24,7 +24,7 @@ def open_run(folder: Path, source: str) -> Pretrained:
 
     Args:
         folder: one checkpoint of a run.
-        source: the words that led here.
+        source: see `Pretrained.source`.
     """
     meta = read_checkpoint_meta(folder)
     spec: ModelSpec = spec_from_json(meta["model"])

@@ -85,7 +85,8 @@ def _open(source: str, key: str) -> Pretrained:
         raise RefusedError(f"{key}={source}: {error}") from error
     from llm.hub.own_run import open_run
 
-    return open_run(find_checkpoint(source, key), source)
+    folder = find_checkpoint(source, key)
+    return open_run(folder, str(folder) if names_last(source) else source)
 
 
 def read_spec(source: str | Sequence[str], key: str = "checkpoint") -> ModelSpec | None:
@@ -177,6 +178,11 @@ def check_tokenizer_source(source: str, key: str) -> None:
         check_source(source, key)
 
 
+def names_last(source: str) -> bool:
+    """Whether it is a word for the newest run, which some later run will be."""
+    return source.partition(":")[0] == "last"
+
+
 def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     """The folder of the checkpoint of ours that `source` names.
 
@@ -188,8 +194,8 @@ def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     Raises:
         RefusedError: there is none.
     """
-    word, _, trainer = source.partition(":")
-    if word == "last":
+    if names_last(source):
+        trainer = source.partition(":")[2]
         for run in reversed(runs(trainer or None)):
             try:
                 return checkpoint_folder(run)

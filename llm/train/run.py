@@ -31,6 +31,7 @@ from llm.report.silent_report import SilentReport
 from llm.train.compiled import Compiled
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
+from llm.train.meaning_of_last import meaning_of_last, with_meaning
 from llm.train.origin import Origin
 from llm.train.parts import Parts
 from llm.train.run_folder import check_run_folder
@@ -77,10 +78,13 @@ def run(
         DivergedError: the loss is no longer a number.
     """
     check_run_folder(experiment, folder)
+    begun = read_json(folder / "run.json")
+    last = begun.get("last", {}) if begun else meaning_of_last(experiment)
+    experiment = with_meaning(experiment, last)
     ledger = Ledger()
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext(stop) if stop else StopSignal() as signals, Compilations() as compilations:
-        return _Run(experiment, folder, tuple(overrides), ledger, compilations, signals).go()
+        return _Run(experiment, folder, tuple(overrides), last, ledger, compilations, signals).go()
 
 
 class _Run:
@@ -91,6 +95,7 @@ class _Run:
         experiment: ExperimentSpec,
         folder: Path,
         overrides: tuple[str, ...],
+        last: dict[str, str],
         ledger: Ledger,
         compilations: Compilations,
         stop: StopSignal,
@@ -98,6 +103,7 @@ class _Run:
         self.experiment = experiment
         self.folder = folder
         self.overrides = overrides
+        self.last = last
         self.ledger = ledger
         self.compilations = compilations
         self.stop = stop
@@ -273,6 +279,7 @@ class _Run:
                     "run": None if parent else tokenizer_run(experiment.data.tokenizer.path),
                 },
                 parent=parent,
+                last=self.last,
                 tracker_id=report.tracker_id,
                 objective=str(experiment.goal),
                 parameters=n_params,

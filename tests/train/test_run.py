@@ -16,7 +16,7 @@ from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError
 from llm.data.loader import Loader
 from llm.data.specs import TokenizerSpec
-from llm.hub.checkpoints import Checkpoints, checkpoint_folder
+from llm.hub.checkpoints import Checkpoints, checkpoint_folder, read_checkpoint_meta
 from llm.hub.sources import find_checkpoint
 from llm.models.specs import LlamaSpec
 from llm.report.run_report import RunReport
@@ -403,6 +403,27 @@ def test_find_checkpoint(finished: Path, tmp_path: Path, monkeypatch) -> None:
     assert find_checkpoint("last:pretrain") == find_checkpoint("last")
     with pytest.raises(RefusedError, match="of trainer sft"):
         find_checkpoint("last:sft")
+
+
+def test_last_is_what_it_was_when_the_run_began(
+    experiment, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Also for a run that is killed before its first checkpoint, when others have run since."""
+    monkeypatch.chdir(tmp_path)
+    parent, child, later = (tmp_path / "outputs" / name for name in ("parent", "child", "later"))
+    shutil.copytree(finished, parent)
+    first = experiment(init_from="last")
+    run(first, child)
+    record = json.loads((child / "run.json").read_text())
+    meant = "outputs/parent/checkpoints/12"
+    assert (record["specs"]["init_from"], record["last"]) == (meant, {"last": meant})
+    shutil.rmtree(child / "checkpoints")
+    shutil.copytree(finished, later)
+    newer = json.loads((later / "run.json").read_text()) | {"created": "9999"}
+    (later / "run.json").write_text(json.dumps(newer))
+    run(first.replace(resume="true"), child)
+    assert find_checkpoint("last").parts[1] == "later"
+    assert read_checkpoint_meta(checkpoint_folder(child))["parent"]["checkpoint"] == meant
 
 
 def test_hardware_does_not_change_what_is_computed(
