@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shutil
 import signal
 import traceback
 from pathlib import Path
@@ -15,12 +14,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.config import spec_from_config
+from launch.new_folders import forget_unless_begun
 from launch.parallel import jobs_at_once, launcher_name
+from launch.processes import agreed, begin, join_run
 from launch.program import start_logging
 from llm.core.spec import RefusedError
 from llm.report.json_files import read_json
 from llm.report.objective import BITS_PER_BYTE
 from llm.train.experiment import ExperimentSpec
+from llm.train.meaning_of_last import with_meaning
 from llm.train.stopping import StopSignal
 
 RECORD = "sweep.json"
@@ -39,27 +41,13 @@ def signals(workers: bool = False) -> StopSignal:
     return _signals[0]
 
 
-def pinned(experiment: ExperimentSpec, pins: dict[str, str]) -> ExperimentSpec:
-    """The experiment with what `last` meant when its sweep began.
-
-    Args:
-        pins: `last`, `last:sft` and so on to the checkpoint.
-    """
-    first = experiment.first_weights
-    if isinstance(first, str):
-        return experiment.replace(init_from=pins[first]) if first in pins else experiment
-    if first and any(name in pins for name in first):
-        return experiment.replace(init_from=[pins.get(name, name) for name in first])
-    return experiment
-
-
 def as_in_its_sweep(experiment: ExperimentSpec, folder: Path) -> ExperimentSpec:
     """The experiment as its sweep runs it, if the folder is that of a point of a sweep."""
     record = read_json(folder.parent / RECORD)
     unnamed = experiment.objective is None and experiment.goal.per_token
     if unnamed and record.get("objective") == BITS_PER_BYTE:  # as tokenizers differ
         experiment = experiment.replace(objective=BITS_PER_BYTE)
-    return pinned(experiment, record.get("last") or {})
+    return with_meaning(experiment, record.get("last") or {})
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -72,7 +60,7 @@ def run_job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if stop():
-        _forget(folder)
+        forget_unless_begun(folder)
         _end_sweep()
         return None
     start_logging()
@@ -94,11 +82,11 @@ def run_job(cfg: DictConfig) -> float | None:
 def _train(cfg: DictConfig, hydra: Any, folder: Path, stop: StopSignal) -> tuple[str, float | None]:
     from loguru import logger
 
-    from llm.core.machine import claim
-    from llm.plan.check import check_fits
-    from llm.train.run import run
+    from llm.core.hosts import is_first
 
-    experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
+    with agreed():
+        experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
+        folder = join_run(experiment.hardware, folder)
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # this job was queued again
         experiment = experiment.replace(resume="true")
     tracker = experiment.tracker
@@ -113,9 +101,8 @@ def _train(cfg: DictConfig, hydra: Any, folder: Path, stop: StopSignal) -> tuple
     if experiment.resumes and ended == ("finished", experiment.trainer.steps):
         logger.info("{} is finished already.", folder)
         return "finished", experiment.goal.of(result)
-    check_fits(experiment, claim(experiment.hardware))
-    outcome = run(experiment, folder, overrides=list(hydra.overrides.task), stop=stop)
-    if outcome.status == "finished" and outcome.objective is None:
+    outcome = begin(experiment, folder, list(hydra.overrides.task), stop)
+    if is_first() and outcome.status == "finished" and outcome.objective is None:
         logger.warning("objective={}: was not measured by {}", experiment.goal, folder)
     return outcome.status, outcome.objective
 
@@ -124,6 +111,7 @@ def _note(error: Exception, folder: Path) -> None:
     """Say at once what went wrong: the end of the sweep may be days away."""
     from loguru import logger
 
+    from llm.core.hosts import is_first
     from llm.report.run_files import now, write_result
 
     if isinstance(error, RefusedError):
@@ -131,7 +119,7 @@ def _note(error: Exception, folder: Path) -> None:
     else:
         lines = "".join(traceback.format_exception(error))
         logger.error("{} failed:\n{}", folder.name, lines)
-    if read_json(folder / "result.json").get("status") != "failed":
+    if is_first() and read_json(folder / "result.json").get("status") != "failed":
         write_result(
             folder, status="failed", step=0, tokens=0, started=now(), final={}, best={}, ledger={},
             error={"type": type(error).__name__, "message": str(error)},
@@ -169,12 +157,6 @@ def _take_share(hydra: Any, sweep: Path) -> None:
     number = jobs_at_once(hydra.launcher)
     if number > 1:
         take_share(sweep / ".shares", number)
-
-
-def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote for a job that was not begun."""
-    if [path.name for path in folder.iterdir()] == [".hydra"]:
-        shutil.rmtree(folder)
 
 
 def _tell_children(number: int) -> None:

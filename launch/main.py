@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -14,10 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from launch.callbacks import new_folders
 from launch.config import spec_from_config
 from launch.job import as_in_its_sweep, run_job
-from launch.processes import problem_anywhere
+from launch.processes import begin
 from launch.program import refuse, start, start_logging
 from launch.resume import replay_words
 from launch.sweep import reported
@@ -38,28 +34,12 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
-    import jax
-
-    from llm.core.hosts import is_first
-    from llm.core.machine import claim
-    from llm.plan.check import check_fits
-    from llm.train.run import run
-
     start_logging()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
         experiment = as_in_its_sweep(spec_from_config(cfg, ExperimentSpec), folder)
-        try:
-            machine = claim(experiment.hardware)
-            if not is_first():
-                start_logging("WARNING", f"process {jax.process_index()}: ")
-            _check_anywhere(lambda: check_fits(experiment, machine))
-        except RefusedError:
-            if is_first():
-                _forget(folder)
-            raise
-        outcome = run(experiment, folder, overrides=list(hydra_config.overrides.task), stop=stop)
+        outcome = begin(experiment, folder, list(hydra_config.overrides.task), stop)
     except RefusedError as error:
         refuse(error)
     if outcome.left_behind:
@@ -68,26 +48,6 @@ def _run(cfg: DictConfig, stop: StopSignal) -> float | None:
         sys.stderr.flush()
         os._exit(0)
     return outcome.objective
-
-
-def _check_anywhere(check: Callable[[], None]) -> None:
-    """Check; a refusal in one process of the run is one in all."""
-    problem = ""
-    try:
-        check()
-    except RefusedError as error:
-        problem = str(error)
-    if problem := problem_anywhere(problem):
-        raise RefusedError(problem)
-
-
-def _forget(folder: Path) -> None:
-    """Take away what Hydra wrote for a run that was not begun, in a folder that it made for it."""
-    if folder.absolute() not in new_folders or [p.name for p in folder.iterdir()] != [".hydra"]:
-        return
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / ".hydra")
-        folder.rmdir()
 
 
 def program() -> None:

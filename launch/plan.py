@@ -39,8 +39,9 @@ def plan(spec: PlanSpec, folder: Path) -> None:
     from llm.plan.show import draw, show
     from llm.plan.target import target_of
     from llm.report.json_files import write_json
+    from llm.train.origin import Origin
 
-    found = estimate(spec, target_of(spec.hardware))
+    found = estimate(spec, target_of(spec.hardware), Origin(spec, folder).vocabulary())
     ways = [] if found.fits else remedies(found)
     exact = list(compiled(found)) if spec.exact else []
     show(Console(file=sys.stdout, highlight=False), found, ways, exact)

@@ -5,36 +5,87 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-from omegaconf import DictConfig, open_dict
+from typing import TYPE_CHECKING
 
 from llm.core.hardware import HardwareSpec
 from llm.core.launched import launched_by
 from llm.core.spec import RefusedError
+from llm.train.experiment import ExperimentSpec
+from llm.train.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from llm.train.run import Outcome
 
 
-def join_run(config: DictConfig, hardware: HardwareSpec) -> None:
-    """If there are several: join them, and give all the folder of the first, which writes to it.
+def join_run(hardware: HardwareSpec, folder: Path) -> Path:
+    """If there are several: join them.
 
     Args:
-        config: the composed configuration with Hydra's own part, which is changed.
         hardware: of the run.
+        folder: of the run, as this process would have it.
+
+    Returns:
+        The folder of the first process, which writes to it.
 
     Raises:
-        RefusedError: they cannot be joined, or have other devices than the profile asks for.
+        RefusedError: they cannot be joined, have other devices than the profile asks for, or the
+            folder is not on a disk that all see.
     """
     if launched_by(os.environ) is None:
-        return
-    from llm.core.hosts import is_first, said_by_first
+        return folder
+    from llm.core.hosts import said_by_first
     from llm.core.machine import claim
 
     claim(hardware)
-    with open_dict(config.hydra):
-        config.hydra.run.dir = said_by_first(config.hydra.run.dir)
+    folder = Path(said_by_first(str(folder)))
+    _check_shared(folder.absolute())
+    return folder
+
+
+def begin(
+    experiment: ExperimentSpec, folder: Path, overrides: Sequence[str], stop: StopSignal
+) -> Outcome:
+    """Run an experiment that fits. Its processes, if there are several, have been joined.
+
+    Raises:
+        RefusedError: it does not fit in one of them, or cannot work.
+    """
+    import jax
+
+    from llm.core.hosts import is_first
+    from llm.core.machine import claim
+    from llm.plan.check import check_fits
+    from llm.report.terminal import setup_logging
+    from llm.train.run import run
+
+    with agreed():
+        machine = claim(experiment.hardware)
         if not is_first():
-            config.hydra.output_subdir = None
-    _check_shared(Path(config.hydra.run.dir).absolute())
+            setup_logging("WARNING", f"process {jax.process_index()}: ")
+        check_fits(experiment, machine, folder)
+    return run(experiment, folder, overrides=overrides, stop=stop)
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """What one process of the run refuses within it, all refuse. All must come here.
+
+    None of them must stop alone while the others wait for it.
+    """
+    problem = ""
+    try:
+        yield
+    except RefusedError as error:
+        problem = str(error)
+    except Exception as error:
+        if launched_by(os.environ) is None:
+            raise
+        problem = f"{type(error).__name__}: {error}"
+    if problem := _problem_anywhere(problem):
+        raise RefusedError(problem)
 
 
 def _check_shared(folder: Path) -> None:
@@ -71,11 +122,8 @@ def _appears(path: Path, seconds: float = 10.0) -> bool:
     return path.exists()
 
 
-def problem_anywhere(problem: str) -> str:
-    """What is wrong here, or else in another process of the run; empty if nothing is.
-
-    All must come here.
-    """
+def _problem_anywhere(problem: str) -> str:
+    """What is wrong here, or else in another process of the run; empty if nothing is."""
     if launched_by(os.environ) is None:
         return problem
     from llm.core.hosts import said_by_all

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.hydra_errors import explained
+from launch.new_folders import forget
 from launch.text_words import paths_quoted
 from llm.core.spec import RefusedError
 
@@ -45,7 +46,8 @@ def start(program: Callable[[], Any]) -> None:
 
 
 def refuse(reason: Exception | str, status: int = REFUSED) -> NoReturn:
-    """End the program with the reason and an exit status."""
+    """End the program with the reason and an exit status; no folder is left of it."""
+    forget()
     sys.stderr.write(f"Refused: {reason}\n")
     raise SystemExit(status)
 

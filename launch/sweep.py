@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from launch.config import spec_from_config
 from launch.early_checks import check_what_is_there
 from launch.hydra_errors import explained
-from launch.job import RECORD, pinned, signals
+from launch.job import RECORD, signals
 from launch.parallel import jobs_at_once, launcher_name
 from launch.points import Points, points_of, value_of
 from launch.program import MISCOMPOSED, refuse, start_logging
@@ -28,6 +28,7 @@ from llm.report.json_files import read_json, write_json
 from llm.report.run_files import now
 from llm.report.specs import TrackerSpec
 from llm.train.experiment import ExperimentSpec
+from llm.train.meaning_of_last import meaning_of_last, with_meaning
 
 _begun: list[Path] = []
 
@@ -52,9 +53,10 @@ def begin(config: DictConfig) -> None:
         words = [str(word) for word in config.hydra.overrides.task]
         hydra_words = [str(word) for word in config.hydra.overrides.hydra]
         _check_plugins(config)
+        _check_tasks(config.hydra.launcher)
         _settle_optuna(config, hydra_words)
         _name_by(points.swept, config)
-        experiments, pins = _checked(points, config, folder, before.get("last") or {})
+        experiments, last = _checked(points, config, folder, before.get("last") or {})
         _check_sweeper(config, points, experiments[0])
         objective = with_objective(experiments)
     except RefusedError as error:
@@ -69,7 +71,7 @@ def begin(config: DictConfig) -> None:
         "objective": objective,
         "swept": points.swept,
         "points": each if points.complete else None,
-        "last": pins,
+        "last": last,
         "started": before.get("started") or now(),
         "ended": None,
     }
@@ -147,6 +149,17 @@ def _check_plugins(config: DictConfig) -> None:
             )
 
 
+def _check_tasks(launcher: DictConfig) -> None:
+    """Submitit's own processes on this machine do not find each other, as those of Slurm do."""
+    tasks = (launcher.get("nodes") or 1) * (launcher.get("tasks_per_node") or 1)
+    if launcher_name(launcher) == "LocalLauncher" and tasks > 1:
+        raise RefusedError(
+            f"hydra.launcher: {tasks} tasks of submitit_local would each run the whole job; one "
+            "process has all GPUs of its job (hydra.launcher.gpus_per_node), and submitit_slurm "
+            "can give a job several"
+        )
+
+
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
@@ -183,9 +196,9 @@ def _name_by(swept: Sequence[str], config: DictConfig) -> None:
 
 
 def _checked(
-    points: Points, config: DictConfig, folder: Path, pins: dict[str, str]
+    points: Points, config: DictConfig, folder: Path, last: dict[str, str]
 ) -> tuple[list[ExperimentSpec], dict[str, str]]:
-    """The experiment of each point, and what `last` means in this sweep.
+    """The experiment of each point, and what `last` means in this sweep, also where it goes on.
 
     Raises:
         RefusedError: one of them cannot work; with the words of that point.
@@ -203,41 +216,25 @@ def _checked(
             composed.hydra.job.id = str(number)
         try:
             experiment = spec_from_config(composed, ExperimentSpec)
-            pins = _pin(experiment, pins)
-            experiment = pinned(experiment, pins)
-            _check_point(experiment, folder / str(OmegaConf.select(composed, "hydra.sweep.subdir")))
+            last = meaning_of_last(with_meaning(experiment, last)) | last
+            experiment = with_meaning(experiment, last)
+            own = folder / str(OmegaConf.select(composed, "hydra.sweep.subdir"))
+            _check_point(experiment, own)
             check_what_is_there(experiment)
-            plan.check(experiment)
+            plan.check(experiment, own)
             experiments.append(experiment)
         except RefusedError as error:
             problems.setdefault(str(error), []).append(number)
     if problems:
         raise RefusedError(_in_words(problems, points))
     _point_out_duplicates(experiments, points)
-    return experiments, pins
+    return experiments, last
 
 
 def _check_point(experiment: ExperimentSpec, folder: Path) -> None:
     from llm.train.run_folder import check_run_folder
 
     check_run_folder(experiment, folder)
-
-
-def _pin(experiment: ExperimentSpec, pins: dict[str, str]) -> dict[str, str]:
-    """What `last` means when the sweep begins: later it would mean a point of the sweep itself."""
-    from llm.hub.sources import find_checkpoint
-
-    first = experiment.first_weights
-    names = [first] if isinstance(first, str) else list(first or ())
-    found = {}
-    for name in names:
-        if name.partition(":")[0] == "last" and name not in pins:
-            try:
-                found[name] = str(find_checkpoint(name, "init_from"))
-            except RefusedError:
-                if isinstance(first, str):  # of several, some may be missing
-                    raise
-    return pins | found
 
 
 def _in_words(problems: dict[str, list[int]], points: Points) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,8 +21,12 @@ class Plan:
         self._targets: dict[HardwareSpec, Any] = {}
         self._first: HardwareSpec | None = None
 
-    def check(self, experiment: ExperimentSpec) -> None:
+    def check(self, experiment: ExperimentSpec, folder: Path) -> None:
         """Refuse a point that cannot fit, or cannot run in the process of those before it.
+
+        Args:
+            experiment: of the point.
+            folder: of the point, which may have begun.
 
         Raises:
             RefusedError: with what would help.
@@ -40,7 +45,7 @@ class Plan:
         if target is None:
             return
         try:
-            problem = why_not(experiment, target, target.spec.devices)
+            problem = why_not(experiment, target, target.spec.devices, folder)
         except UnknownVocabularyError:
             return
         if problem:

@@ -4,22 +4,20 @@
     python tests/bench_decode.py 16 bfloat16
     python tests/bench_decode.py 32 bfloat16 gpu
 
-SmolLM2-135M's shape with random weights, prompts of 64 tokens, 128 new ones, greedy. Each side is a
-process of its own and they take turns. `torch-avx2` holds torch's MKL to AVX2: that is how pip's
-torch runs on processors by AMD.
+SmolLM2-135M's shape with random weights, prompts of 64 tokens, 128 new ones, greedy. The sides are
+those of bench_sides.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 
 import numpy as np
+from bench_sides import ask, names, start
 
 PROMPT, NEW, VOCAB = 64, 128, 49152
 
@@ -92,33 +90,20 @@ def work(side: str, batch: int, dtype: str, device: str) -> None:
         sys.stdout.flush()
 
 
-def start(side: str, *words: str) -> subprocess.Popen[str]:
-    """Start the process of one side."""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if side == "torch-avx2":
-        environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
-    command = [sys.executable, __file__, "--worker", side, *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-
-
 def main(batch: str, dtype: str, device: str = "cpu", rounds: int = 5) -> None:
     """Print medians, ratios and peak memory."""
-    names = ("ours", "torch") if device == "gpu" else ("ours", "torch", "torch-avx2")
-    sides = {side: start(side, batch, dtype, device) for side in names}
+    sides = {side: start(__file__, side, batch, dtype, device) for side in names(device)}
     answers: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(rounds + 1):
         for side, process in sides.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            answers[side].append(json.loads(process.stdout.readline()))
+            answers[side].append(ask(process))
     for side, process in sides.items():
         process.communicate()
         timed = answers[side][1:]  # the first warms up
         ratios = [its[0] / our[0] for its, our in zip(timed, answers["ours"][1:], strict=True)]
         wall = statistics.median(seconds for seconds, _, _ in timed)
         sys.stdout.write(
-            f"batch {batch} {dtype} {side:10s} {wall:6.2f} s {timed[0][1] / wall:7.1f} tokens/s"
+            f"batch {batch} {dtype} {side:12s} {wall:6.2f} s {timed[0][1] / wall:7.1f} tokens/s"
             f"  peak {timed[-1][2]:.2f} GiB  ours is {statistics.median(ratios):.2f} x"
             f" ({min(ratios):.2f} to {max(ratios):.2f})\n"
         )

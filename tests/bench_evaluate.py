@@ -5,23 +5,21 @@
 
 SmolLM2-135M's shape with random weights: the log-probability of every token of some documents, as
 an evaluation needs it. transformers' side sorts by length, pads batches of as many tokens as ours,
-and takes its logits through log_softmax: how lm-evaluation-harness does it. Each side is a process
-of its own and they take turns. `torch-avx2` holds torch's MKL to AVX2: that is how pip's torch runs
-on processors by AMD. The losses are compared as well.
+and takes its logits through log_softmax: how lm-evaluation-harness does it. The sides are those of
+bench_sides.py. The losses are compared as well.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from bench_sides import ask, names, start
 
 VOCAB, CONTEXT, BATCH_TOKENS = 49152, 2048, 4096
 SHAPE = {"n_layers": 30, "d_model": 576, "n_heads": 9, "n_kv_heads": 3, "d_mlp": 1536}
@@ -121,47 +119,30 @@ def work(side: str, dtype: str, device: str, folder: Path) -> None:
         sys.stdout.flush()
 
 
-def start(side: str, *words: str) -> subprocess.Popen[str]:
-    """Start the process of one side."""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if side == "torch-avx2":
-        environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
-    command = [sys.executable, __file__, "--worker", side, *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-
-
 def main(dtype: str, device: str = "cpu", rounds: int = 3) -> None:
     """Print medians, ratios, and how far the sides are apart."""
-    names = ("ours", "torch") if device == "gpu" else ("ours", "torch", "torch-avx2")
+    compared = names(device)
     tokens = sum(len(ids) - 1 for ids in documents(device))
-    answers: dict[str, list] = {side: [] for side in names}
+    answers: dict[str, list] = {side: [] for side in compared}
     with tempfile.TemporaryDirectory() as folder:
         sides = {}
-        for side in names:  # ours comes first: it writes the weights
-            sides[side] = start(side, dtype, device, folder)
+        for side in compared:  # ours comes first: it writes the weights
+            sides[side] = start(__file__, side, dtype, device, folder)
             ask(sides[side])
         for _ in range(rounds):
             for side, process in sides.items():
                 answers[side].append(ask(process))
         for process in sides.values():
             process.communicate()
-    for side in names:
+    for side in compared:
         ratios = [t[0] / o[0] for t, o in zip(answers[side], answers["ours"], strict=True)]
         wall = statistics.median(seconds for seconds, _ in answers[side])
         sums, own = np.array(answers[side][-1][1]), np.array(answers["ours"][-1][1])
         sys.stdout.write(
-            f"{dtype} {side:10s} {wall:7.2f} s {tokens / wall:9.1f} tokens/s  ours is "
+            f"{dtype} {side:12s} {wall:7.2f} s {tokens / wall:9.1f} tokens/s  ours is "
             f"{statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f}), losses "
             f"differ by {abs(sums.sum() / own.sum() - 1):.1e} of their size\n"
         )
-
-
-def ask(process: subprocess.Popen[str]) -> list:
-    """One round of one side."""
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
 
 
 if __name__ == "__main__":

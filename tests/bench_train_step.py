@@ -6,9 +6,8 @@
     python tests/bench_train_step.py llama-gpu    # SmolLM2-135M's shape, 16 x 1024 tokens
 
 Each side is a process of its own and they take turns, step by step. AdamW, clipped at norm 1; fp32
-on CPUs, bf16 products beside fp32 weights on GPUs. `torch-avx2` holds torch's MKL to AVX2: that is
-how pip's torch runs on processors by AMD, where MKL does not take its AVX512 path. On those,
-`torch` and `torch-avx2` are the same. `torch-compiled` is torch with `torch.compile`.
+on CPUs, bf16 products beside fp32 weights on GPUs. The sides are those of bench_sides.py; on GPUs
+there is also `torch-compiled`, which is torch with `torch.compile`.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 
 import numpy as np
+from bench_sides import ask, names, start
 
 SHAPES = {
     "gpt": (16, 256, 8192),
@@ -29,13 +28,13 @@ SHAPES = {
     "gpt2-gpu": (16, 1024, 50304),
     "llama-gpu": (16, 1024, 49152),
 }
-ON_CPU, ON_GPU = ("ours", "torch", "torch-avx2"), ("ours", "torch", "torch-compiled")
 
 
 def ours(name: str):
     import jax
     import optax
 
+    from llm.core.allocator import keep_freed_memory
     from llm.core.hardware import HardwareSpec
     from llm.core.machine import claim
     from llm.core.mesh import put_rows
@@ -58,6 +57,8 @@ def ours(name: str):
     optimizer = AdamWSpec(lr=3e-4, weight_decay=0.01, b2=0.999).build(lambda peak: schedule)
     device = "gpu" if name.endswith("gpu") else "cpu"
     machine = claim(HardwareSpec(device=device, require=True, compilation_cache=None))
+    if device == "cpu":
+        keep_freed_memory()  # as a run does
     mesh, hardware = machine.mesh, machine.spec
     state = StateFactory(
         model=model, optimizer=optimizer, seed=0, use_ema=False, param_dtype="float32", mesh=mesh
@@ -154,25 +155,15 @@ def work(side: str, name: str) -> None:
         sys.stdout.flush()
 
 
-def start(side: str, name: str) -> subprocess.Popen[str]:
-    """Start the process of one side."""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if side == "torch-avx2":
-        environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
-    command = [sys.executable, __file__, "--worker", side, name]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-
-
 def main(name: str, rounds: int = 10) -> None:
     """Print medians, ratios and peak memory."""
-    sides = {side: start(side, name) for side in (ON_GPU if name.endswith("gpu") else ON_CPU)}
+    on_gpu = name.endswith("gpu")
+    compared = (*names("gpu"), "torch-compiled") if on_gpu else names("cpu")
+    sides = {side: start(__file__, side, name) for side in compared}
     answers: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(rounds + 2):
         for side, process in sides.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            answers[side].append(json.loads(process.stdout.readline()))
+            answers[side].append(ask(process))
     B, T, _ = SHAPES[name]
     for side, process in sides.items():
         process.communicate()

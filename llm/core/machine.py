@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from llm.core.allocator import use_one_arena
 from llm.core.devices import GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
+from llm.core.host_memory import host_memory
 from llm.core.hosts import join, several
 from llm.core.launched import launched_by
 from llm.core.mesh import make_mesh
@@ -114,11 +116,11 @@ class Machine:
         return max(s.get("peak_bytes_in_use", 0) for s in stats) / GIB
 
     def memory_gib(self) -> float | None:
-        """Memory of one device, or of the host for a CPU; None if it is not known."""
+        """Memory of one device, or what a process may have on a CPU; None if it is not known."""
         if self.spec.memory_gib is not None:
             return self.spec.memory_gib
         if self.device.platform == "cpu":
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+            return host_memory() / GIB
         here = self.mesh.local_devices[0]  # the first may be another process's
         limit = (here.memory_stats() or {}).get("bytes_limit")
         return limit / GIB if limit else None
@@ -156,6 +158,7 @@ def claim(spec: HardwareSpec) -> Machine:
     _set_xla_flags(spec.xla_flags)
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
+        use_one_arena()
     else:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_SHARE))
     join()

@@ -90,7 +90,10 @@ class Tokenizer:
         place = _fetch(path) if path.startswith("hf:") else Path(path).expanduser()
         file = next((place / name for name in _FILES if (place / name).is_file()), place)
         if not file.is_file():
-            raise RefusedError(f"path={path}: no {' or '.join(_FILES)} there")
+            raise RefusedError(
+                f"path={path}: no {' or '.join(_FILES)} there; expected such a file, a folder with "
+                "one, for instance a run's, or hf:org/name"
+            )
         beside = _json_object(file.with_name("tokenizer_config.json"))
         try:
             inner = _read(file)

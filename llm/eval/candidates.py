@@ -30,7 +30,7 @@ class Candidate:
     """A model and how it is scored."""
 
     words: str
-    """What the user calls it."""
+    """What the user calls it; of `last`, the checkpoint that it was."""
     lm: LanguageModel
     scorer: Scorer
     experiment: ExperimentSpec | None
@@ -84,7 +84,7 @@ def candidate(words: str, spec: EvaluateSpec, machine: Machine) -> Candidate:
         loss_chunk=hardware.loss_chunk or 512,
         batch_tokens=spec.batch_tokens,
     )
-    return Candidate(words, lm, scorer, experiment)
+    return Candidate(lm.pretrained.source, lm, scorer, experiment)
 
 
 def _check_pairing(words: str, lm: LanguageModel, path: str | None) -> None:

@@ -228,9 +228,15 @@ def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.advance(task, done)
 
 
+def _short(checkpoint: str) -> str:
+    """The last part of a path; of a single checkpoint, its run's."""
+    path = Path(checkpoint)
+    return path.parents[1].name if path.parent.name == "checkpoints" else path.name
+
+
 def _track(spec: EvaluateSpec, folder: Path, record: dict[str, Any]) -> None:
     """Tell W&B: one event per checkpoint, and all of them as a table."""
-    title = f"evaluate-{'-'.join(Path(words).name for words in spec.checkpoints)}"[:120]
+    title = f"evaluate-{'-'.join(_short(one['checkpoint']) for one in record['checkpoints'])}"[:120]
     tracker = WandbTracker(
         spec.tracker, folder, run_id=new_run_id(), title=title,
         config={**spec.to_json(), "checkpoints": record["checkpoints"]},

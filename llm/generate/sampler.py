@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from llm.core.argmax import argmax
 from llm.generate.specs import Sampling
 
 _BLOCK = 128  # tokens; draws look at sums of blocks first
@@ -86,7 +87,7 @@ def sample(
         penalty = jnp.where(allowed_BV > 0, 1 / strength, strength)
         allowed_BV = jnp.where(seen_BV, allowed_BV * penalty, allowed_BV)
     if program.greedy:
-        token_B = jnp.argmax(allowed_BV, axis=-1).astype(jnp.int32)
+        token_B = argmax(allowed_BV)
     else:
         token_B = _draw(_filter(allowed_BV, values, program), keys_B)
     log_z_B = jax.nn.logsumexp(scaled_BV, axis=-1)

@@ -12,17 +12,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llm.core.spec import RefusedError
 from llm.hub.gguf_config import hf_config
-from llm.hub.gguf_header import QUANTISATIONS, TensorInfo, read_header
+from llm.hub.gguf_header import QUANTISATIONS, Header, TensorInfo, read_header
 from llm.hub.gguf_tokenizer import read_tokenizer
 from llm.hub.hf_config import spec_from_hf_config
 from llm.hub.pretrained import Pretrained
 from llm.hub.raw_arrays import aligned_empty
 from llm.hub.weight_table import match, read_weights
+from llm.models.specs import ModelSpec
 
 _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -56,12 +58,10 @@ def open_gguf(path: Path, source: str) -> Pretrained:
     """
     header = read_header(path)
     metadata, infos = header.metadata, dict(header.tensors)
-    divisors = infos.pop(_ROPE_DIVISORS, None)
     try:
-        config = hf_config(
-            metadata, infos, None if divisors is None else _dequantised(path, divisors).ravel()
-        )
+        config = _config(path, header)
         spec = spec_from_hf_config(config)
+        infos.pop(_ROPE_DIVISORS, None)
         llama = config["model_type"] == "llama"
         heads = (config["num_attention_heads"], config["num_key_value_heads"])
         tensors = GGUFTensors(path, infos, heads if llama else None)
@@ -84,6 +84,28 @@ def open_gguf(path: Path, source: str) -> Pretrained:
             "license": metadata.get("general.license"),
             "stored_as": dict(Counter(QUANTISATIONS[info.type][0] for info in infos.values())),
         },
+    )
+
+
+def read_gguf_spec(path: Path) -> ModelSpec:
+    """The model that the file's header describes.
+
+    Raises:
+        RefusedError: it cannot be read, or holds another kind of model.
+    """
+    header = read_header(path)
+    try:
+        return spec_from_hf_config(_config(path, header))
+    except RefusedError as error:
+        raise RefusedError(f"{path}: {error}") from error
+
+
+def _config(path: Path, header: Header) -> dict[str, Any]:
+    """What config.json would hold."""
+    infos = dict(header.tensors)
+    divisors = infos.pop(_ROPE_DIVISORS, None)
+    return hf_config(
+        header.metadata, infos, None if divisors is None else _dequantised(path, divisors).ravel()
     )
 
 

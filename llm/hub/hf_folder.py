@@ -35,7 +35,7 @@ def open_hf_folder(folder: Path, source: str) -> Pretrained:
         RefusedError: something is missing, damaged, or cannot be represented here.
     """
     config = _json_object(folder, "config.json")
-    spec = spec_from_hf_config(config)
+    spec = read_hf_spec(folder)
     tensors = SafetensorsFiles(_weight_files(folder))
     _check_index(folder, tensors)
     match(spec, tensors.shapes())
@@ -55,6 +55,15 @@ def open_hf_folder(folder: Path, source: str) -> Pretrained:
         stop_ids=_stop_ids(folder, config, spec),
         lineage=_lineage(folder, source, list(tensors.files)),
     )
+
+
+def read_hf_spec(folder: Path) -> ModelSpec:
+    """The model that config.json describes; nothing else is read.
+
+    Raises:
+        RefusedError: it is missing, damaged, or cannot be represented here.
+    """
+    return spec_from_hf_config(_json_object(folder, "config.json"))
 
 
 def inside(folder: Path, name: str) -> Path:

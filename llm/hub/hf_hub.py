@@ -63,6 +63,22 @@ def fetch_hf(name_with_revision: str) -> Path:
     raise RefusedError(f"{name} at revision {revision}: {reason}")
 
 
+def cached_hf(name_with_revision: str) -> Path | None:
+    """The folder in the hub's cache that has the model's config.json, if there is one.
+
+    Its weights may not be there. The hub is not asked.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, revision = name_with_revision.partition("@")
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision or "main")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def push_hf(folder: Path, name: str, *, private: bool) -> str:
     """Upload a folder as a model of the hub, which is created if it is not there.
 

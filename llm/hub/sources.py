@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loguru import logger
@@ -22,6 +22,7 @@ from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer, has_tokenizer
 from llm.hub.checkpoints import checkpoint_folder
 from llm.hub.pretrained import Pretrained
+from llm.models.specs import ModelSpec
 
 OUTPUTS = Path("outputs")
 _EXPECTED = (
@@ -84,7 +85,66 @@ def _open(source: str, key: str) -> Pretrained:
         raise RefusedError(f"{key}={source}: {error}") from error
     from llm.hub.own_run import open_run
 
-    return open_run(find_checkpoint(source, key), source)
+    folder = find_checkpoint(source, key)
+    return open_run(folder, str(folder) if names_last(source) else source)
+
+
+def read_spec(source: str | Sequence[str], key: str = "checkpoint") -> ModelSpec | None:
+    """The model that `source` names, if that can be told at once: nothing is fetched.
+
+    Reads a configuration or the head of a file, and no weights. Of several sources the first that
+    is on this machine counts. None if none is.
+
+    Raises:
+        RefusedError: it is here, and none that we can run.
+    """
+    if isinstance(source, str):
+        return _read_spec(source, key)
+    for one in source:
+        try:
+            spec = _read_spec(one, key)
+        except RefusedError:  # `open_source` goes on with the next, too
+            continue
+        if spec is not None:
+            return spec
+    return None
+
+
+def _read_spec(source: str, key: str) -> ModelSpec | None:
+    """Of one source."""
+    from llm.hub.gguf_file import read_gguf_spec
+    from llm.hub.hf_folder import read_hf_spec
+    from llm.hub.hf_hub import cached_hf
+    from llm.hub.meta_folder import read_meta_spec
+    from llm.hub.own_run import read_run_spec
+    from llm.hub.pypi import cached_pypi
+
+    kind, _, rest = source.partition(":")
+    place: Path | None
+    read: Callable[[Path], ModelSpec]
+    try:
+        if kind == "hf":
+            place, read = cached_hf(rest), read_hf_spec
+        elif kind == "pypi":
+            place, read = cached_pypi(rest), read_gguf_spec
+        elif kind in ("gguf", "meta"):
+            place = Path(rest).expanduser()
+            read = read_gguf_spec if kind == "gguf" else read_meta_spec
+        elif (Path(source).expanduser() / "config.json").is_file():
+            place, read = Path(source).expanduser(), read_hf_spec
+        else:
+            place, read = _checkpoint_here(source), read_run_spec
+        return read(place) if place is not None and place.exists() else None
+    except RefusedError as error:
+        raise RefusedError(f"{key}={source}: {error}") from error
+
+
+def _checkpoint_here(source: str) -> Path | None:
+    """As `find_checkpoint`; None if there is none."""
+    try:
+        return find_checkpoint(source)
+    except RefusedError:
+        return None
 
 
 def open_tokenizer(source: str, key: str) -> Tokenizer:
@@ -118,6 +178,11 @@ def check_tokenizer_source(source: str, key: str) -> None:
         check_source(source, key)
 
 
+def names_last(source: str) -> bool:
+    """Whether it is a word for the newest run, which some later run will be."""
+    return source.partition(":")[0] == "last"
+
+
 def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     """The folder of the checkpoint of ours that `source` names.
 
@@ -129,8 +194,8 @@ def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     Raises:
         RefusedError: there is none.
     """
-    word, _, trainer = source.partition(":")
-    if word == "last":
+    if names_last(source):
+        trainer = source.partition(":")[2]
         for run in reversed(runs(trainer or None)):
             try:
                 return checkpoint_folder(run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 from loguru import logger
 
@@ -11,10 +13,11 @@ from llm.plan.estimate import Estimate, UnknownVocabularyError, estimate, gib
 from llm.plan.remedies import remedies
 from llm.plan.target import Target, target_here
 from llm.train.experiment import ExperimentSpec
+from llm.train.origin import Origin
 
 
-def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
-    """Look at an experiment on the devices that it is about to run on.
+def check_fits(experiment: ExperimentSpec, machine: Machine, folder: Path) -> None:
+    """Look at an experiment on the devices that it is about to run on, in this folder.
 
     `experiment.plan` says what to do if it cannot fit: refuse, warn, or do not look (off).
 
@@ -28,9 +31,9 @@ def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
         logger.info("Whether it fits is not looked at: the device does not say its memory.")
         return
     try:
-        problem = why_not(experiment, target, len(jax.devices()))
+        problem = why_not(experiment, target, len(jax.devices()), folder)
     except UnknownVocabularyError:
-        logger.info("Whether it fits is not looked at: the data will decide the vocabulary.")
+        logger.info("Whether it fits is not looked at: its tokenizer is not on this machine yet.")
         return
     if problem is None:
         return
@@ -41,18 +44,20 @@ def check_fits(experiment: ExperimentSpec, machine: Machine) -> None:
     logger.warning(message)
 
 
-def why_not(experiment: ExperimentSpec, target: Target, devices: int) -> str | None:
+def why_not(experiment: ExperimentSpec, target: Target, devices: int, folder: Path) -> str | None:
     """Why an experiment cannot fit, and what would; None if it fits.
 
     Args:
         experiment: what is to run.
         target: what it is to run on.
         devices: that there are.
+        folder: of the run, which may have begun.
 
     Raises:
+        RefusedError: it is not the model whose weights it is to begin with.
         UnknownVocabularyError: the size of the vocabulary depends on what is not read here.
     """
-    found = estimate(experiment, target)
+    found = estimate(experiment, target, Origin(experiment, folder).vocabulary())
     return None if found.fits else f"{what_is_missing(found)} {what_to_change(found, devices)}"
 
 

@@ -45,6 +45,8 @@ class Estimate:
 
     experiment: ExperimentSpec
     target: Target
+    model: ModelSpec
+    """With the size of its vocabulary."""
     parameters: int
     trained: int
     tokens_per_step: int
@@ -122,16 +124,21 @@ class Estimate:
         }
 
 
-def estimate(experiment: ExperimentSpec, target: Target) -> Estimate:
+def estimate(experiment: ExperimentSpec, target: Target, vocabulary: int | None = None) -> Estimate:
     """The formulas; touches no device, reads no data.
 
     A tokenizer that the run will train is taken to become as large as it may. A prompt of GRPO is
     taken to be as long as `data.seq_len` allows.
 
+    Args:
+        experiment: what is to run.
+        target: what it is to run on.
+        vocabulary: rows of the embedding, where first weights decide it (`Origin.vocabulary`).
+
     Raises:
         UnknownVocabularyError: it depends on what is not read here.
     """
-    model = settled_model(experiment)
+    model = settled_model(experiment, vocabulary)
     parts = Parts(experiment, model, target.spec, target.platform, target.mesh)
     memory = MemoryPlan(parts)
     params = parts.factory.template.params
@@ -152,6 +159,7 @@ def estimate(experiment: ExperimentSpec, target: Target) -> Estimate:
     return Estimate(
         experiment,
         target,
+        model,
         _count(params),
         _count(trained),
         tokens,
@@ -164,21 +172,23 @@ class UnknownVocabularyError(RefusedError):
     """How many rows the embedding has depends on files that a plan does not read."""
 
 
-def settled_model(experiment: ExperimentSpec) -> ModelSpec:
+def settled_model(experiment: ExperimentSpec, vocabulary: int | None) -> ModelSpec:
     """The model with the size of its vocabulary.
 
     Raises:
         UnknownVocabularyError: its tokenizer comes from elsewhere.
     """
     model, tokenizer = experiment.model, experiment.data.tokenizer
+    if vocabulary is not None:
+        return model.replace(vocab_size=vocabulary)
     if model.vocab_size is not None:
         return model
     if experiment.first_weights is not None or (
         tokenizer.path is not None and not Path(tokenizer.path).exists()
     ):
         raise UnknownVocabularyError(
-            "model.vocab_size=null: the tokenizer is not one that a plan can look at; say how many "
-            "tokens it has, model.vocab_size=..."
+            "model.vocab_size=null: the tokenizer is not on this machine; say how many tokens it "
+            "has, model.vocab_size=..."
         )
     if tokenizer.path is None:
         return model.replace(vocab_size=tokenizer.vocab_size)

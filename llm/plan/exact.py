@@ -12,7 +12,7 @@ import jax
 
 from llm.core.machine import COMPILER_OPTIONS, gpu_expected
 from llm.core.mesh import make_mesh
-from llm.plan.estimate import Estimate, Stage, settled_model
+from llm.plan.estimate import Estimate, Stage
 from llm.plan.memory import MemoryPlan
 from llm.plan.topology import absent_gpus, answering_for
 from llm.train.parts import Parts
@@ -50,7 +50,7 @@ def compiled(found: Estimate) -> Iterator[Compiled]:
     target, experiment = found.target, found.experiment
     devices, asked = _devices(found)
     mesh = make_mesh(devices, target.spec.data_parallel, target.spec.fsdp, target.spec.tensor)
-    parts = Parts(experiment, settled_model(experiment), target.spec, target.platform, mesh)
+    parts = Parts(experiment, found.model, target.spec, target.platform, mesh)
     options = COMPILER_OPTIONS.get(target.platform, {})
     platform = "cuda" if target.platform == "gpu" else "cpu"
     for stage in found.stages:

@@ -101,7 +101,7 @@ def _tried(found: Estimate, words: Sequence[str]) -> Estimate | None:
     try:
         experiment = _with(found.experiment, words)
         spec = _with_hardware(found.target, words)
-        return estimate(experiment, spec)
+        return estimate(experiment, spec, found.model.vocab_size)
     except RefusedError:
         return None
 

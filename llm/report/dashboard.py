@@ -72,6 +72,8 @@ SECTIONS: dict[str, tuple[Curves, ...]] = {
             "Time of a step, and of it waiting for data, s", ("perf/step_time", "perf/data_wait")
         ),
         Curves("Device memory, GiB", ("perf/memory_gib",)),
+        Curves("Programs compiled so far", ("perf/compile_count",)),
+        Curves("Time to compile them, s", ("perf/compile_time",)),
         Curves("Time of prefill and decoding, s", ("perf/prefill_time", "perf/decode_time")),
         Curves("Decoded tokens per second", ("perf/decode_tokens_per_second",), smooth=True),
     ),

@@ -112,6 +112,10 @@ def _key_numbers(
     memory = scores.last.get("perf/memory_gib")
     if memory is not None:
         yield "memory", f"{memory:.2f} GiB"
+    if compilations := result.get("compilations"):
+        cached = compilations["from_cache"]
+        words = f"{compilations['count']} in {duration(compilations['seconds'])}"
+        yield "programs compiled", words + (f", {cached} of them from the cache" if cached else "")
     if run.get("devices"):
         yield "devices", ", ".join(map(str, run["devices"]))
 

@@ -21,6 +21,7 @@ from llm.report.history import History
 from llm.report.json_files import read_json
 from llm.report.metrics_file import NAME
 from llm.report.objective import BITS_PER_BYTE, Objective
+from llm.report.plots import Curve
 
 RECORD = "sweep.json"
 SEED = "seed"
@@ -72,15 +73,40 @@ class Point:
         """Wall time of its last part."""
         return float(sum((self.result.get("ledger") or {}).values()))
 
+    @property
+    def tokenizer(self) -> str | None:
+        """Fingerprint of its tokenizer; None if it is not known."""
+        tokenizer = self.run.get("tokenizer")
+        return tokenizer.get("fingerprint") if isinstance(tokenizer, Mapping) else None
+
+    @cached_property
+    def bytes_per_token(self) -> float | None:
+        """Of the text that it is trained on, by the weights of the sources; None if not known."""
+        sources = (self.run.get("data") or {}).get("sources") or ()
+        try:
+            shares = [(one["weight"], one["bytes"] / one["tokens"]) for one in sources]
+            return sum(w * size for w, size in shares) / sum(w for w, _ in shares)
+        except (KeyError, ZeroDivisionError):
+            return None
+
+    def curve(self, name: str, unit: str) -> Curve | None:
+        """One metric against `steps`, `tokens` or `bytes` of text; None if it was never logged."""
+        if unit != "bytes":
+            return self.history.curve(name, unit)
+        curve = self.history.curve(name)
+        return curve and replace(curve, at=curve.at * (self.bytes_per_token or math.nan))
+
     def done(self, unit: str) -> float:
-        """How far it came, in `tokens` or `steps`."""
+        """How far it came, in `steps`, `tokens` or `bytes` of text."""
+        if unit == "bytes":
+            return self.history.tokens * (self.bytes_per_token or math.nan)
         return float(self.history.tokens if unit == "tokens" else self.history.step)
 
     def value(
         self, objective: Objective, amount: float = math.inf, unit: str = "tokens"
     ) -> float | None:
-        """The objective after so many tokens or steps, if need be between two measurements."""
-        curve = self.history.curve(objective.metric, unit)
+        """The objective after so much training, if need be between two measurements."""
+        curve = self.curve(objective.metric, unit)
         if curve is None or not curve.finite.values.size:
             return None
         at, values = curve.finite.at, curve.finite.values
@@ -132,11 +158,9 @@ class Sweep:
         return [key for key in self.swept if key != SEED]
 
     @property
-    def across_tokenizers(self) -> bool:
-        """Compared by a mean over tokens, though not all runs have the same tokenizer."""
-        tokenizers = (point.run.get("tokenizer") for point in self.points)
-        found = {t.get("fingerprint") for t in tokenizers if isinstance(t, Mapping)}
-        return self.objective.per_token and len(found) > 1
+    def tokenizers_differ(self) -> bool:
+        """Not all runs have the same one, so that a token of one is not a token of another."""
+        return len({point.tokenizer for point in self.points} - {None}) > 1
 
     def with_status(self, *statuses: str) -> list[Point]:
         """Points that ended so."""
@@ -150,12 +174,18 @@ class Sweep:
 
     @cached_property
     def unit(self) -> str:
-        """What training is measured in: of a policy's tokens only some count, so by `steps`."""
-        return "steps" if any(p.history.has_rewards for p in self.compared) else "tokens"
+        """What training is measured in: `tokens`, or where tokenizers differ `bytes` of text.
+
+        Of a policy's tokens only some count, so `steps` there.
+        """
+        if any(point.history.has_rewards for point in self.compared):
+            return "steps"
+        known = all(point.bytes_per_token for point in self.compared)
+        return "bytes" if self.tokenizers_differ and known else "tokens"
 
     @cached_property
     def amount(self) -> float:
-        """After so many tokens or steps points are compared: what all of them have done."""
+        """After so much of the `unit` points are compared: what all of them have done."""
         return min((point.done(self.unit) for point in self.compared), default=0.0)
 
     def value(self, point: Point) -> float | None:
@@ -242,7 +272,7 @@ def read_sweep(folder: Path) -> Sweep:
         (run.run["objective"] for run in runs if run.run.get("objective")), "eval/loss"
     )
     sweep = Sweep(folder, Objective.named(str(words)), swept, points, record)
-    if sweep.across_tokenizers and _can_be_in_bytes(points):
+    if sweep.tokenizers_differ and sweep.objective.per_token and _can_be_in_bytes(points):
         return replace(sweep, objective=Objective(BITS_PER_BYTE))
     return sweep
 

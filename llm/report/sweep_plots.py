@@ -113,7 +113,7 @@ def _columns(sweep: Sweep) -> int:
 
 
 def _curves(sweep: Sweep, setting: Setting, name: str) -> list[Curve]:
-    found = [point.history.curve(name, sweep.unit) for point in setting.points]
+    found = [point.curve(name, sweep.unit) for point in setting.points]
     return [curve.finite for curve in found if curve is not None and curve.finite.values.size > 1]
 
 

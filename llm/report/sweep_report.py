@@ -105,10 +105,14 @@ def _summary(sweep: Sweep) -> str:
         lines.append(
             f"Compared by `{sweep.objective}` ({lower[sweep.objective.sign]}), {_when(sweep)}."
         )
-        if sweep.across_tokenizers:
+        if sweep.tokenizers_differ and sweep.objective.per_token:
             lines.append("Tokenizers differ, and this is per token: it may rank them wrongly.")
+        if sweep.tokenizers_differ and sweep.unit == "tokens":
+            lines.append("Tokenizers differ, so after as many tokens they have not seen as much.")
     if not sweep.with_status("finished") and sweep.compared:
         lines.append("None is finished: this is how they stand so far.")
+    for word, checkpoint in (sweep.record.get("last") or {}).items():
+        lines.append(f"`{word}` was `{checkpoint}` when it began.")
     seconds = sum(point.seconds for point in sweep.points)
     if seconds:
         lines.append(f"Time of all runs together: {duration(seconds)}.")
@@ -116,10 +120,11 @@ def _summary(sweep: Sweep) -> str:
 
 
 def _when(sweep: Sweep) -> str:
+    amount = f"{si(sweep.amount)} {sweep.unit}" + (" of text" if sweep.unit == "bytes" else "")
     if sweep.even:
-        return f"after {si(sweep.amount)} {sweep.unit} each"
+        return f"after {amount} each"
     return (
-        f"after {si(sweep.amount)} {sweep.unit}, which all of them have done (some did more: for "
+        f"after {amount}, which all of them have done (some did more: for "
         "their last value see the column *at the end*)"
     )
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from llm.core.argmax import argmax
+
 WIDEST = 128  # columns: what a row does not fill of the last ones is gone through for nothing
 
 
@@ -84,7 +86,7 @@ def likelihoods(
         logits_BWV = _logits(hidden_BWD, head_VD)
         target_BW = jnp.take_along_axis(logits_BWV, targets_BW[..., None], axis=2)[..., 0]
         log_prob_BW = target_BW - jax.nn.logsumexp(logits_BWV, axis=-1)
-        likeliest_BW = jnp.argmax(logits_BWV, axis=-1) == targets_BW
+        likeliest_BW = argmax(logits_BWV) == targets_BW
         new = jnp.where(real_BW, log_prob_BW, 0.0), real_BW & likeliest_BW
         return Likelihoods(*(_put(i, width, old, x) for old, x in zip(found, new, strict=True)))
 

@@ -16,7 +16,7 @@ from llm.data.tokenizer import Tokenizer
 from llm.hub.checkpoints import newest_readable_meta
 from llm.hub.new_rows import read_with_new_rows
 from llm.hub.pretrained import Pretrained
-from llm.hub.sources import open_source
+from llm.hub.sources import open_source, read_spec
 from llm.models.specs import ModelSpec
 from llm.train.experiment import ExperimentSpec
 
@@ -46,6 +46,25 @@ class Origin:
         """The model that `init_from` names."""
         first = self._experiment.first_weights
         return None if first is None or self._begun else open_source(first, "init_from")
+
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding of the first weights, if that can be told at once.
+
+        Nothing is fetched and no weights are read; see `read_spec`. Special tokens that a chat
+        template may add to them are not counted.
+
+        Raises:
+            RefusedError: it is not the model whose weights it is to begin with.
+        """
+        if self._begun:
+            return int(spec_from_json(self._begun["model"]).vocab)
+        first = self._experiment.first_weights
+        theirs = None if first is None else read_spec(first, "init_from")
+        if theirs is None:
+            return None
+        said = first if isinstance(first, str) else f"[{','.join(first or ())}]"
+        check_same(self._experiment.model, theirs, f"init_from={said}")
+        return theirs.vocab
 
     def tokenizer(self) -> Tokenizer | None:
         """The one that comes with the first weights; None if the data brings its own.

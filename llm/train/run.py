@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from loguru import logger
 
+from llm.core.allocator import keep_freed_memory
+from llm.core.compilations import Compilations
 from llm.core.hosts import is_first, said_by_first, several
 from llm.core.machine import claim
 from llm.core.mesh import host_share, put_rows
@@ -29,6 +31,7 @@ from llm.report.silent_report import SilentReport
 from llm.train.compiled import Compiled
 from llm.train.experiment import ExperimentSpec
 from llm.train.loop import Loop, Progress
+from llm.train.meaning_of_last import meaning_of_last, with_meaning
 from llm.train.origin import Origin
 from llm.train.parts import Parts
 from llm.train.run_folder import check_run_folder
@@ -75,10 +78,13 @@ def run(
         DivergedError: the loss is no longer a number.
     """
     check_run_folder(experiment, folder)
+    begun = read_json(folder / "run.json")
+    last = begun.get("last", {}) if begun else meaning_of_last(experiment)
+    experiment = with_meaning(experiment, last)
     ledger = Ledger()
     folder.mkdir(parents=True, exist_ok=True)
-    with nullcontext(stop) if stop else StopSignal() as signals:
-        return _Run(experiment, folder, tuple(overrides), ledger, signals).go()
+    with nullcontext(stop) if stop else StopSignal() as signals, Compilations() as compilations:
+        return _Run(experiment, folder, tuple(overrides), last, ledger, compilations, signals).go()
 
 
 class _Run:
@@ -89,13 +95,17 @@ class _Run:
         experiment: ExperimentSpec,
         folder: Path,
         overrides: tuple[str, ...],
+        last: dict[str, str],
         ledger: Ledger,
+        compilations: Compilations,
         stop: StopSignal,
     ) -> None:
         self.experiment = experiment
         self.folder = folder
         self.overrides = overrides
+        self.last = last
         self.ledger = ledger
+        self.compilations = compilations
         self.stop = stop
 
     def go(self) -> Outcome:
@@ -116,6 +126,8 @@ class _Run:
                 self.chat_template = origin.chat_template
                 self.model = origin.model(self.tokenizer)
                 check_kernel(hardware.attention, self.model, hardware.compute_dtype)
+                if self.machine.device.platform == "cpu":
+                    keep_freed_memory()
                 self.parts = self._parts()
                 factory = self.parts.factory
                 checkpoints = self._checkpoints()
@@ -136,12 +148,21 @@ class _Run:
             _tell_checkpoints(checkpoints, report)
             checkpoints.close()
         except BaseException as error:
-            report.finish("failed", error=error, ledger=self.ledger.totals())
+            report.finish(
+                "failed",
+                error=error,
+                ledger=self.ledger.totals(),
+                extra={"compilations": self.compilations.to_json()},
+            )
             raise
         report.finish(
             "finished" if status == "finished" else "stopped",
             ledger=self.ledger.totals(),
-            extra={"parameters": _count(state.params), "checkpoint": loop.saved},
+            extra={
+                "parameters": _count(state.params),
+                "checkpoint": loop.saved,
+                "compilations": self.compilations.to_json(),
+            },
         )
         if several():  # who leaves first would not wait long for the one that writes the report
             said_by_first("")
@@ -258,6 +279,7 @@ class _Run:
                     "run": None if parent else tokenizer_run(experiment.data.tokenizer.path),
                 },
                 parent=parent,
+                last=self.last,
                 tracker_id=report.tracker_id,
                 objective=str(experiment.goal),
                 parameters=n_params,
@@ -307,6 +329,7 @@ class _Run:
             ),
             peak_flops=self.machine.peak_flops(),
             memory_gib=self.machine.memory_used_gib,
+            compilations=self.compilations,
         )
         meta = {
             "run": str(self.folder),

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm.core.spec import RefusedError, spec_from_json
 from llm.train.experiment import ExperimentSpec
+from llm.train.meaning_of_last import with_meaning
 
 # What may differ between a run and its continuation: it does not change what is computed.
 _FREE = (
@@ -42,8 +43,9 @@ def check_run_folder(experiment: ExperimentSpec, folder: Path) -> None:
             "folder (hydra.run.dir)"
         )
     # By way of a spec: an older run has not heard of keys that are newer than it.
-    before = spec_from_json(json.loads(record.read_text(encoding="utf-8"))["specs"]).to_json()
-    now = experiment.to_json()
+    begun = json.loads(record.read_text(encoding="utf-8"))
+    before = spec_from_json(begun["specs"]).to_json()
+    now = with_meaning(experiment, begun.get("last", {})).to_json()
     steps, least = now["trainer"]["steps"], max(before["trainer"]["steps"], _steps_done(folder))
     if steps < least:
         raise RefusedError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from llm.core.compilations import Compilations
 from llm.report.run_report import RunReport
 
 
@@ -32,6 +33,7 @@ class StepReport:
         flops_per_token: int,
         peak_flops: float | None,
         memory_gib: Any,
+        compilations: Compilations,
     ) -> None:
         """Start counting.
 
@@ -41,12 +43,14 @@ class StepReport:
             flops_per_token: to train on one token.
             peak_flops: of all devices, FLOP/s; None leaves `perf/mfu` out.
             memory_gib: function that tells the peak of memory used.
+            compilations: those of the run.
         """
         self.tokens = tokens
         self._report = report
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._memory_gib = memory_gib
+        self._compilations = compilations
         self._pending: _Pending | None = None
         self._since = time.perf_counter()
 
@@ -91,6 +95,8 @@ class StepReport:
         metrics["perf/tokens_per_second"] = tokens / seconds
         metrics |= of_batch
         metrics["perf/memory_gib"] = self._memory_gib()
+        metrics["perf/compile_count"] = self._compilations.count
+        metrics["perf/compile_time"] = self._compilations.seconds
         if self._peak_flops is not None:
             flops = self._flops_per_token * tokens / seconds
             metrics["perf/mfu"] = flops / self._peak_flops

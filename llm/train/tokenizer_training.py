@@ -18,7 +18,7 @@ from llm.data.source import Source
 from llm.data.sources import open_source
 from llm.data.tokenizer import Tokenizer
 from llm.data.tokenizer_quality import measure
-from llm.hub.sources import open_tokenizer
+from llm.hub.sources import find_checkpoint, names_last, open_tokenizer
 from llm.hub.tokenizer_files import save_tokenizer
 from llm.report.json_files import write_atomic, write_json
 from llm.report.run_files import now, write_run
@@ -58,7 +58,11 @@ def train_tokenizer(
 def _train(
     spec: TokenizerTrainingSpec, folder: Path, overrides: Sequence[str], started: str
 ) -> list[Measured]:
-    others = {source: open_tokenizer(source, "compare") for source in spec.compare}
+    compared = [
+        str(find_checkpoint(source, "compare")) if names_last(source) else source
+        for source in spec.compare
+    ]
+    others = {source: open_tokenizer(source, "compare") for source in compared}
     cache_dir = Path(spec.data.cache_dir).expanduser()
     sources = [open_source(member, cache_dir) for member in spec.data.sources]
     weights = [member.weight for member in spec.data.sources]
@@ -108,15 +112,19 @@ def _train(
 def _shortened(others: Mapping[str, Tokenizer]) -> dict[str, Tokenizer]:
     """By the last part of a path, such as a run's folder, unless two have it in common."""
     paths = {source: Path(source) for source in others if ":" not in source}
-    names = {
-        source: path.parent.name if path.stem == "tokenizer" else path.name
-        for source, path in paths.items()
-    }
+    names = {source: _name(path) for source, path in paths.items()}
     taken = list(names.values())
     return {
         names[source] if taken.count(names.get(source, "")) == 1 else source: one
         for source, one in others.items()
     }
+
+
+def _name(path: Path) -> str:
+    """Of the run's folder, where a path leads to a part of it."""
+    if path.parent.name == "checkpoints":
+        return path.parents[1].name
+    return path.parent.name if path.stem == "tokenizer" else path.name
 
 
 def _texts(sources: Sequence[Source], held_out: HeldOut) -> dict[str, list[str]]:

@@ -68,6 +68,7 @@ class TrainerSpec(Spec, abc.ABC):
         return [
             *("train/loss", "train/grad_norm", "train/lr", "perf/step_time", "perf/data_wait"),
             *("perf/tokens_per_second", "perf/memory_gib", "perf/mfu"),
+            *("perf/compile_count", "perf/compile_time"),
         ]
 
     def held_out_metrics(self, experiment: ExperimentSpec) -> list[str]:

@@ -56,6 +56,15 @@ def forgotten(trained_run: Path) -> Iterator[None]:
         path.unlink()
 
 
+def test_last_is_named_by_what_it_is(
+    evaluate: Evaluate, trained_run: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("llm.hub.sources.OUTPUTS", trained_run.parent)
+    found = evaluate("checkpoint=last", "data.source=task", "data.path=addition", "limit=2")
+    assert found["checkpoints"][0]["checkpoint"] == str(trained_run / "checkpoints" / "30")
+    assert "`last`" not in (tmp_path / "evaluation" / "report.md").read_text()
+
+
 def test_a_run_on_its_own_data_and_its_export(
     evaluate: Evaluate, trained_run: Path, exported: Path, tiny: Path, tmp_path: Path, capsys
 ) -> None:

@@ -161,7 +161,7 @@ def test_every_field_of_every_spec_is_read(
         for number, words in enumerate(runs):
             spec = experiment(*words)
             folder = tmp_path / str(number)
-            check_fits(spec, machine.claim(spec.hardware))
+            check_fits(spec, machine.claim(spec.hardware), folder)
             run(spec, folder)
             with pytest.raises(RefusedError, match="holds a run already"):
                 check_run_folder(spec, folder)

@@ -78,3 +78,16 @@ def test_unless_it_is_told_to_try(command, tiny_words, tmp_path: Path) -> None:
     done = command(*words)
     assert done.returncode == 0, done.stderr
     assert "this run does not fit" in done.stderr and len(folders(tmp_path)) == 1
+
+
+def test_a_plan_for_weights_that_lie_here(command, trained_run: Path, tmp_path: Path) -> None:
+    words = ["hardware=h100", "model.max_seq_len=64", "model.n_layers=1", "model.n_heads=2"]
+    words += ["data.seq_len=32", f"init_from={trained_run}", "samples.max_new_tokens=8"]
+    done = command(*words, "model.d_model=16", script="plan.py")
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    trained = json.loads((trained_run / "result.json").read_text())
+    assert result["parameters"] == trained["parameters"]
+    refused = command(*words, "model.d_model=32", script="plan.py")
+    assert refused.returncode == 2 and "say model.d_model=16" in refused.stderr

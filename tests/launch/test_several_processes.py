@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,39 @@ from llm.train.run import run
 from tests.launch.conftest import ROOT
 
 Start = Callable[..., list[subprocess.Popen[str]]]
+MAIN = (str(ROOT / "launch" / "main.py"),)
+# What each task of a job of submitit does with the configuration of its point of the sweep.
+TASK = (
+    "-c",
+    f"""
+import sys
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core import utils
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+from launch.job import run_job
+
+words = ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm", "hydra.sweep.subdir=0"]
+words += ["hydra.sweep.dir=sweep", *sys.argv[1:]]
+with initialize_config_dir({str(ROOT / "conf")!r}, version_base="1.3"):
+    config = compose("main", words, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    folder = "hydra.sweep.dir", "hydra.sweep.subdir"
+    print(utils.run_job(run_job, config, *folder, context, False).return_value)
+""",
+)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts two processes of launch/main.py with the same words, in an empty folder."""
+    """Starts two processes of a program with the same words, in an empty folder."""
     begun: list[subprocess.Popen[str]] = []
 
-    def start(*words: str) -> list[subprocess.Popen[str]]:
+    def start(
+        *words: str, program: Sequence[str] = MAIN, second: Sequence[str] = ()
+    ) -> list[subprocess.Popen[str]]:
+        """`second` are words of the second process alone."""
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
@@ -35,9 +60,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         }
         pair = [
             subprocess.Popen(
-                [sys.executable, str(ROOT / "launch" / "main.py"), *words],
+                [sys.executable, *program, *words, *(second if number else ())],
                 cwd=tmp_path,
-                env={**os.environ, **settings, "JAX_PROCESS_ID": str(number)},
+                env={
+                    **os.environ,
+                    **settings,
+                    "JAX_PROCESS_ID": str(number),
+                    "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -138,3 +168,48 @@ def test_devices_that_no_profile_asks_for_are_refused_by_both(start, tmp_path, t
     for text in said:
         assert "say for instance hardware.data_parallel=2" in text
     assert not (tmp_path / "outputs").exists()
+
+
+def test_tasks_of_a_job_of_a_sweep_are_one_run(start, tmp_path, tiny_words, experiment) -> None:
+    words = [*tiny_words, "model.n_heads=2", "eval.every=1", "hardware.device=cpu"]
+    pair = start(*words, "hardware.data_parallel=2", program=TASK)
+    said = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    objective = run(experiment(*words), tmp_path / "alone").objective
+    assert float(said[0][0].split()[-1]) == pytest.approx(objective, rel=2e-5)
+    same(events(tmp_path / "sweep" / "0"), events(tmp_path / "alone"))
+    result = json.loads((tmp_path / "sweep" / "0" / "result.json").read_text())
+    assert result["status"] == "finished"
+
+
+@pytest.mark.parametrize("program", [MAIN, TASK], ids=["run", "job"])
+def test_what_fits_one_of_them_only_is_refused_by_both(start, tmp_path, tiny_words, program):
+    words = [*tiny_words, "model.n_heads=2", "hardware.device=cpu", "hardware.data_parallel=2"]
+    pair = start(*words, program=program, second=["hardware.memory_gib=0.3"])
+    said = [process.communicate(timeout=300)[1] for process in pair]
+    status = 2 if program is MAIN else 1
+    assert [process.returncode for process in pair] == [status, status], said
+    for text in said:
+        assert "this run does not fit" in text and "has 0.3 GiB" in text
+    assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.parametrize("program", [MAIN, TASK], ids=["run", "job"])
+def test_a_folder_that_one_of_them_does_not_see_is_refused_by_both(
+    start, tmp_path, tiny_words, program
+):
+    # Stands for a disk of the first process's own: what it writes is not there for the second.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib\n"
+        "there = pathlib.Path.exists\n"
+        "if os.environ['JAX_PROCESS_ID'] == '1':\n"
+        "    pathlib.Path.exists = lambda p, **k: '.seen-by-all-' not in p.name and there(p, **k)\n"
+    )
+    words = [*tiny_words, "model.n_heads=2", "hardware.device=cpu", "hardware.data_parallel=2"]
+    pair = start(*words, program=program)
+    said = [process.communicate(timeout=300)[1] for process in pair]
+    status = 2 if program is MAIN else 1
+    assert [process.returncode for process in pair] == [status, status], said
+    for text in said:
+        assert "process 1 does not see" in text and "must be on a disk that all" in text
+    assert not list(tmp_path.rglob(".seen-by-all-*"))

@@ -77,6 +77,14 @@ def test_transformers_opens_the_folder(trained) -> None:
     assert theirs.eos_token_id == ours.separator_id
 
 
+def test_last_is_named_by_what_it_is(
+    spec_of, trained_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("llm.hub.sources.OUTPUTS", trained_run.parent)
+    measured = train_tokenizer(spec_of("compare=[last:pretrain]"), tmp_path)
+    assert [one.name for one in measured] == ["tokenizer (this run)", trained_run.name]
+
+
 def test_a_separator_of_ones_own_is_kept(spec_of, tmp_path: Path) -> None:
     words = ["special_tokens=['<|endoftext|>','<doc>']", "separator='<doc>'"]
     train_tokenizer(spec_of(*words), tmp_path)

@@ -11,13 +11,15 @@ from llm.core.machine import claim
 from llm.core.spec import RefusedError
 from llm.data.bpe import train_bpe
 from llm.data.specs import PackedSpec, TokenizerSpec
+from llm.data.tokenizer import Tokenizer
 from llm.models.specs import GPTSpec, LlamaSpec, LoRASpec
 from llm.plan.check import check_fits
 from llm.plan.estimate import Estimate, estimate
 from llm.plan.remedies import remedies
 from llm.plan.target import target_by_name, target_here
-from llm.train.experiment import ExperimentSpec
+from llm.train.experiment import ExperimentSpec, SamplesSpec
 from llm.train.grpo.spec import GRPOSpec
+from llm.train.origin import Origin
 from llm.train.supervised_specs import PretrainSpec
 
 GPT2 = GPTSpec(name="gpt2", vocab_size=50257, n_layers=12, d_model=768, n_heads=12)
@@ -198,28 +200,48 @@ class TestBeforeARun:
         )
         return spec, claim(hardware)
 
-    def test_what_cannot_fit_is_refused(self) -> None:
+    def test_what_cannot_fit_is_refused(self, tmp_path) -> None:
         with pytest.raises(RefusedError, match=r"its train step needs 0\.7 GiB .* has 0\.1 GiB"):
-            check_fits(*self.experiment("refuse", 0.1))
+            check_fits(*self.experiment("refuse", 0.1), tmp_path)
 
     @pytest.mark.parametrize(("plan", "said"), [("warn", 1), ("off", 0)])
-    def test_or_said(self, plan: str, said: int) -> None:
+    def test_or_said(self, plan: str, said: int, tmp_path) -> None:
         lines: list[str] = []
         sink = logger.add(lines.append, format="{message}", level="WARNING")
         try:
-            check_fits(*self.experiment(plan, 0.1))
+            check_fits(*self.experiment(plan, 0.1), tmp_path)
         finally:
             logger.remove(sink)
         assert len(lines) == said and all("does not fit" in line for line in lines)
 
-    def test_what_fits_begins(self) -> None:
-        check_fits(*self.experiment("refuse", 4.0))
+    def test_what_fits_begins(self, tmp_path) -> None:
+        check_fits(*self.experiment("refuse", 4.0), tmp_path)
 
-    def test_a_machine_that_does_not_say_is_trusted(self, monkeypatch) -> None:
+    def test_a_machine_that_does_not_say_is_trusted(self, monkeypatch, tmp_path) -> None:
         spec, machine = self.experiment("refuse", 0.1)
         monkeypatch.setattr(type(machine), "memory_gib", lambda self: None)
         assert target_here(machine) is None
-        check_fits(spec, machine)
+        check_fits(spec, machine, tmp_path)
+
+    def test_first_weights_say_how_large_the_vocabulary_is(self, trained_run, tmp_path) -> None:
+        """Which the data would, too, but only once it is read."""
+        spec, machine = self.experiment("refuse", 0.1)
+        shape = {"vocab_size": None, "d_model": 16, "max_seq_len": 64}
+        spec = spec.replace(
+            model=spec.model.replace(**shape), init_from=str(trained_run),
+            samples=SamplesSpec(every=None),
+        )  # fmt: skip
+        vocabulary = Origin(spec, tmp_path).vocabulary()
+        rows = Tokenizer.load(str(trained_run)).vocab_size
+        assert vocabulary == rows == estimate(spec, target_here(machine), vocabulary).model.vocab
+        with pytest.raises(RefusedError, match="its train step needs"):
+            check_fits(spec, machine, tmp_path)
+        check_fits(spec.replace(init_from="hf:not/there"), machine, tmp_path)  # the run will tell
+        wider = spec.replace(model=spec.model.replace(d_model=32))
+        with pytest.raises(RefusedError, match=r"another shape; say model\.d_model=16"):
+            check_fits(wider, machine, tmp_path)
+        # A run that has begun does not look at its first weights again.
+        assert Origin(wider, trained_run).vocabulary() == rows
 
 
 def test_it_is_quick() -> None:

@@ -57,7 +57,7 @@ def sweep(tmp_path: Path) -> Path:
     point(folder, 9, planned[9], loss=None, status="failed", error="no\ngood | at all")
     point(folder, 10, planned[10], loss=4.0, status="killed")
     record = {"words": ["x"], "swept": [LR, "seed"], "objective": "eval/loss", "points": planned,
-              "ended": "2026-01-01T00:00:00+00:00"}  # fmt: skip
+              "last": {"last:sft": "outputs/a/checkpoints/3"}, "ended": "2026-01-01"}  # fmt: skip
     (folder / "sweep.json").write_text(json.dumps(record))
     return folder
 
@@ -73,6 +73,7 @@ def test_twelve_points(sweep: Path, capsys) -> None:
     for words in (
         "**12 points: 8 finished, 1 stopped, 1 failed, 1 killed, 1 waiting**",
         "Compared by `eval/loss` (lower is better), after 100 tokens each.",
+        "`last:sft` was `outputs/a/checkpoints/3` when it began.",
         "| 1 | 0.01 | 1.1000 ± 0.1000 | 3 |",
         f"[1](<3-{LR}=0.01,seed=0/report.md>)",
         "| lr=9, seed=0 | failed | 10 | E: no good \\| at all |",
@@ -199,6 +200,26 @@ def test_across_tokenizers_bits_per_byte_are_compared(tmp_path: Path, named: str
     )
     text = write_sweep_report(tmp_path).read_text()
     assert ("Tokenizers differ, and this is per token" in text) == bool(named)
+    assert "Tokenizers differ, so after as many tokens they have not seen as much." in text
+
+
+def test_across_tokenizers_points_are_compared_after_equal_text(tmp_path: Path) -> None:
+    """Tokens of 4 bytes instead of 2: at the end better, but not after as much text."""
+    for number, (size, loss) in enumerate([(2, 3.0), (4, 2.5)]):
+        folder = point(tmp_path, number, {"data.tokenizer.path": str(number)}, loss=loss)
+        run = json.loads((folder / "run.json").read_text())
+        mixture = [{"weight": 3, "bytes": 10 * size - 5, "tokens": 10},
+                   {"weight": 1, "bytes": 20 * size + 30, "tokens": 20}]  # fmt: skip
+        run |= {"tokenizer": {"fingerprint": str(number)}, "data": {"sources": mixture}}
+        (folder / "run.json").write_text(json.dumps(run))
+    found = read_sweep(tmp_path)
+    assert [one.bytes_per_token for one in found.points] == [2.0, 4.0]
+    assert (found.unit, found.amount, found.even) == ("bytes", 200, False)
+    assert [dict(s.words)["data.tokenizer.path"] for s in found.ranked] == ["0", "1"]
+    assert [s.mean for s in found.ranked] == pytest.approx([3.0, 3.75])
+    text = write_sweep_report(tmp_path).read_text()
+    assert "after 200 bytes of text, which all of them have done" in text
+    assert "| 2 | 1 | 3.7500 | 2.5000 (400) |" in text
 
 
 def test_lists_are_shown_as_they_are(tmp_path: Path, capsys) -> None:

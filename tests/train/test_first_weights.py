@@ -9,7 +9,8 @@ from run_folders import events, result
 
 from llm.core.spec import RefusedError
 from llm.data.specs import TokenizerSpec
-from llm.hub.checkpoints import checkpoint_folder
+from llm.hub.checkpoints import checkpoint_folder, read_checkpoint_meta
+from llm.hub.sources import find_checkpoint
 from llm.models.specs import LlamaSpec
 from llm.train.experiment import SamplesSpec
 from llm.train.origin import check_same
@@ -95,3 +96,24 @@ def test_the_width_of_a_head_may_be_said_or_follow() -> None:
     check_same(model.replace(head_dim=8), model, "here")
     with pytest.raises(RefusedError, match=r"say model.head_dim=4$"):
         check_same(model, model.replace(head_dim=4), "here")
+
+
+def test_last_is_what_it_was_when_the_run_began(
+    experiment, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Also for a run that is killed before its first checkpoint, when others have run since."""
+    monkeypatch.chdir(tmp_path)
+    parent, child, later = (tmp_path / "outputs" / name for name in ("parent", "child", "later"))
+    shutil.copytree(finished, parent)
+    first = experiment(init_from="last")
+    run(first, child)
+    record = json.loads((child / "run.json").read_text())
+    meant = "outputs/parent/checkpoints/12"
+    assert (record["specs"]["init_from"], record["last"]) == (meant, {"last": meant})
+    shutil.rmtree(child / "checkpoints")
+    shutil.copytree(finished, later)
+    newer = json.loads((later / "run.json").read_text()) | {"created": "9999"}
+    (later / "run.json").write_text(json.dumps(newer))
+    run(first.replace(resume="true"), child)
+    assert find_checkpoint("last").parts[1] == "later"
+    assert read_checkpoint_meta(checkpoint_folder(child))["parent"]["checkpoint"] == meant

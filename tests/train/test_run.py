@@ -96,7 +96,12 @@ def test_the_folder_explains_itself(experiment, tmp_path: Path) -> None:
     assert final["tokens"] == log[-1]["tokens"]
     names = {"perf/tokens_per_second", "perf/mfu", "perf/step_time", "perf/data_wait"}
     raw = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert names | {"perf/memory_gib"} <= {k for e in raw for k in e}
+    names |= {"perf/memory_gib", "perf/compile_count", "perf/compile_time"}
+    assert names <= {k for e in raw for k in e}
+    compiled = final["compilations"]
+    assert compiled["count"] >= raw[-2]["perf/compile_count"] > 2
+    assert 0 < raw[-2]["perf/compile_time"] <= compiled["seconds"] + 1e-3
+    assert f"programs compiled | {compiled['count']} in " in (tmp_path / "report.md").read_text()
     assert len(list((tmp_path / "samples").iterdir())) == 2
     assert (tmp_path / "report.md").exists()
 
