@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from launch.config import spec_from_config
 from launch.program import refuse, start, start_logging
 from launch.text_words import with_text
+from llm.core.new_file import check_new_file
 from llm.core.spec import RefusedError
 from llm.generate.specs import GenerateSpec
 
@@ -28,14 +29,14 @@ def main(cfg: DictConfig) -> None:
 
 def generate(spec: GenerateSpec) -> None:
     """Load the model and continue the prompts."""
-    from llm.generate.prompts import check_out, read_prompts, write_answers
+    from llm.generate.prompts import read_prompts, write_answers
 
     prompts = [spec.prompt or ""]
     if spec.prompts_file is not None:
         prompts = read_prompts(Path(spec.prompts_file).expanduser())
     out = None if spec.out is None else Path(spec.out).expanduser()
     if out is not None:
-        check_out(out)
+        check_new_file(out, "out")
     from llm.core.machine import claim
     from llm.generate.language_model import load
 

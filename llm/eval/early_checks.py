@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from llm.core.new_file import check_new_file
 from llm.core.spec import RefusedError
 from llm.eval.harness import HOW_TO_INSTALL, local_tasks
 from llm.eval.questions import question_set
 from llm.eval.specs import EvaluateSpec
-from llm.eval.token_file import check_token_file
 from llm.hub.sources import check_source
 
 
@@ -22,7 +22,7 @@ def check_words(spec: EvaluateSpec) -> None:
     for words in spec.checkpoints:
         check_source(words, "checkpoint")
     if spec.per_token is not None:
-        check_token_file(Path(spec.per_token).expanduser())
+        check_new_file(Path(spec.per_token).expanduser(), "per_token")
     names = [question_set(word, limit=1, shots=0).name for word in spec.tasks]
     if len(set(names)) < len(names):
         raise RefusedError(f"tasks={list(spec.tasks)}: two of them have one name")

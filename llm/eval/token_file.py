@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
 from llm.eval.text_loss import Document
 
@@ -51,18 +50,6 @@ class TokenFile:
             log_probs.tolist(), document.counts.tolist(),
         )  # fmt: skip
         self._table.write(dict(zip(COLUMNS, values, strict=True)))
-
-
-def check_token_file(path: Path) -> None:
-    """Refuse a file that is there, or a folder that is not.
-
-    Raises:
-        RefusedError: with what to change.
-    """
-    if path.exists():
-        raise RefusedError(f"per_token={path}: exists already; name another file")
-    if not path.parent.is_dir():
-        raise RefusedError(f"per_token={path}: there is no folder {path.parent}")
 
 
 @contextlib.contextmanager

@@ -36,18 +36,6 @@ def _prompt(line: str, where: str) -> str:
     return prompt
 
 
-def check_out(path: Path) -> None:
-    """Refuse a file that exists or a folder that does not.
-
-    Raises:
-        RefusedError: with what to change.
-    """
-    if path.exists():
-        raise RefusedError(f"out={path}: exists already; name another file")
-    if not path.parent.is_dir():
-        raise RefusedError(f"out={path}: there is no folder {path.parent}")
-
-
 def write_answers(path: Path, prompts: list[str], answers: list[list[str]]) -> None:
     """One line per prompt: {"prompt": ..., "completions": [...]}. All of it or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

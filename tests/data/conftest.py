@@ -1,4 +1,4 @@
-"""Small corpora in temporary folders."""
+"""Small corpora in temporary folders, and a tokenizer for chats."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_corpora import write_jsonl
+from chat_records import SPECIALS
+from data_corpora import random_texts, write_jsonl
 from loguru import logger
 
+from llm.data.bpe import train_bpe
 from llm.data.specs import PackedSpec, TokenizerSpec
+from llm.data.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -38,3 +41,10 @@ def messages() -> Any:
     sink = logger.add(lambda line: lines.append(str(line)), format="{level} {message}")
     yield lines
     logger.remove(sink)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """With the special tokens of chat templates."""
+    spec = TokenizerSpec(vocab_size=420, special_tokens=SPECIALS)
+    return train_bpe(random_texts(200), spec)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from llm.core.new_file import check_new_file
 from llm.core.spec import RefusedError
-from llm.generate.prompts import check_out, read_prompts, write_answers
+from llm.generate.prompts import read_prompts, write_answers
 
 
 def test_lines_are_prompts(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_answers(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    check_out(file)
+    check_new_file(file, "out")
     write_answers(file, ["a", "é"], [["1", "2"], ["3", "4"]])
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines == [
@@ -58,9 +59,9 @@ def test_answers(tmp_path: Path) -> None:
         {"prompt": "é", "completions": ["3", "4"]},
     ]
     with pytest.raises(RefusedError, match="exists already"):
-        check_out(file)
+        check_new_file(file, "out")
     with pytest.raises(RefusedError, match="there is no folder"):
-        check_out(tmp_path / "nowhere" / "answers.jsonl")
+        check_new_file(tmp_path / "nowhere" / "answers.jsonl", "out")
 
 
 def test_half_an_answer_leaves_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Small GGUF files with random weights, for tests."""
+"""Small GGUF files with random weights, and what transformers makes of them."""
 
+import functools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -178,3 +180,25 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def by_transformers(folder: Path, name: str = "x.gguf") -> Any:
+    """What from_pretrained(gguf_file=...) makes, which wants a package that does nothing here."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    with (
+        mock.patch("gguf.GGUFReader", functools.cache(gguf.GGUFReader)),  # slow, and called again
+        mock.patch("gguf.get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        no_init_weights(),
+    ):
+        config = AutoConfig.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        read = load_gguf_checkpoint(folder / name, return_tensors=True, model_to_load=model)
+    missing, stray = model.load_state_dict(read["tensors"], strict=False)
+    assert not stray
+    assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    model.tie_weights()
+    return model.eval()

@@ -1,110 +1,22 @@
-"""Meta's original folders, written with torch.save as Meta does, and hostile ones."""
+"""Meta's original folders: against transformers, and damaged ones."""
 
-import base64
 import json
-import os
-import pickle
-import random
-import struct
-import zipfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_gguf import interleaved, random_weights, small_config
-from test_gguf import load, logits, their_logits
+from compared_logits import load, logits, their_logits
+from small_gguf import random_weights, small_config
+from small_meta import N_TOKENS, write_folder
 
 from llm.core.spec import RefusedError
 from llm.hub.meta_folder import open_meta
-from llm.hub.meta_tokenizer import read_meta_tokenizer, special_names
-from llm.hub.tensor_pickle import described_tensors
-from llm.hub.torch_file import read_torch_file
 from llm.models.specs import LlamaSpec
 
-WORDS = [
-    b"th",
-    b" th",
-    b"the",
-    b" the",
-    b"in",
-    b"12",
-    b"123",
-    b"  ",
-    b"    ",
-    b"er",
-    b"or",
-    b"aa",
-    b"aaa",
-]
-RANKS = [*(bytes([byte]) for byte in range(256)), *WORDS, "é".encode()]
-N_TOKENS = len(RANKS) + 256
 IDS_BT = np.random.default_rng(0).integers(0, N_TOKENS, (2, 40))
-NAMES = {
-    "model.embed_tokens": "tok_embeddings",
-    "model.norm": "norm",
-    "lm_head": "output",
-    "model.layers": "layers",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
-}
-
-
-def write_folder(
-    folder: Path,
-    weights: dict[str, np.ndarray],
-    config: dict[str, Any],
-    *,
-    n_parts: int = 1,
-    dtype: torch.dtype = torch.float32,
-    embedding_axis: int = 0,
-    params: dict[str, Any] | None = None,
-) -> Path:
-    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(n_parts)]
-    for name, values in weights.items():
-        meta_name, turned = name, values
-        for theirs, metas in NAMES.items():
-            meta_name = meta_name.replace(theirs, metas)
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            turned = interleaved(values, config["n_heads" if "q_proj" in name else "n_kv_heads"])
-        axis = 1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0
-        axis = embedding_axis if "embed" in name else axis
-        for number, part in enumerate(parts):
-            piece = turned if turned.ndim == 1 else np.split(turned, n_parts, axis)[number]
-            part[meta_name] = torch.from_numpy(piece.copy()).to(dtype)
-    for number, part in enumerate(parts):
-        part["rope.freqs"] = torch.ones(4, dtype=dtype)
-        torch.save(part, folder / f"consolidated.{number:02}.pth")
-    content = {
-        "dim": config["d_model"],
-        "n_layers": config["n_layers"],
-        "n_heads": config["n_heads"],
-        "n_kv_heads": config["n_kv_heads"],
-        "norm_eps": config["eps"],
-        "rope_theta": config["theta"],
-        "vocab_size": -1,
-        "multiple_of": 32,
-    } | (params or {})
-    content = {key: value for key, value in content.items() if value is not None}
-    (folder / "params.json").write_text(json.dumps(content))
-    write_ranks(folder / "tokenizer.model")
-    return folder
-
-
-def write_ranks(path: Path) -> Path:
-    lines = [f"{base64.b64encode(t).decode()} {rank}\n" for rank, t in enumerate(RANKS)]
-    path.write_text("".join(lines))
-    return path
 
 
 def by_transformers(
@@ -221,116 +133,6 @@ def test_context_length(tmp_path: Path, params: dict[str, Any], length: int) -> 
     assert open_meta(folder, "x").spec.max_seq_len == length
 
 
-def reference(text: bytes) -> list[int]:
-    """tiktoken's merging of one word."""
-    ranks = {token: rank for rank, token in enumerate(RANKS)}
-    parts = [bytes([byte]) for byte in text]
-    while True:
-        pairs = [ranks.get(a + b, len(RANKS)) for a, b in pairwise(parts)]
-        if text in ranks or not pairs or min(pairs) == len(RANKS):
-            return [ranks[text]] if text in ranks else [ranks[part] for part in parts]
-        best = pairs.index(min(pairs))
-        parts[best : best + 2] = [parts[best] + parts[best + 1]]
-
-
-def test_ranked_tokens(tmp_path: Path) -> None:
-    tokenizer, stops = read_meta_tokenizer(write_ranks(tmp_path / "x"), newer=True)
-    n = len(RANKS)
-    # One word each by Llama 3's pattern.
-    for word in ["the", " the", "thin", " tether", "123", "12", "été", "aaaaa", "日本", "  ", "😀"]:
-        assert tokenizer.encode(word) == reference(word.encode()), word
-    for text in ["I'm  in\n\n  the 12345 été!", "\r\n\t x", "<|eot_id|>"]:
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode("12345") == [RANKS.index(b"123"), *b"45"]
-    assert tokenizer.encode("<|eot_id|>x", specials=True) == [n + 9, ord("x")]
-    assert tokenizer.separator == "<|end_of_text|>"
-    assert tokenizer.start_id == n
-    assert stops == (n + 1, n + 8, n + 9)
-    assert tokenizer.vocab_size == n + 256
-
-
-def test_names_of_special_tokens() -> None:
-    older, newer = special_names(newer=False), special_names(newer=True)
-    assert len(set(older)) == len(set(newer)) == 256
-    assert older[:11] == [
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        *(f"<|reserved_special_token_{n}|>" for n in range(4)),
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|reserved_special_token_4|>",
-        "<|eot_id|>",
-        "<|reserved_special_token_5|>",
-    ]
-    assert newer[4:6] == ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>"]
-    assert newer[8:12] == [
-        "<|eom_id|>",
-        "<|eot_id|>",
-        "<|python_tag|>",
-        "<|reserved_special_token_3|>",
-    ]
-    assert (older[-1], newer[-1]) == (
-        "<|reserved_special_token_250|>",
-        "<|reserved_special_token_247|>",
-    )
-
-
-def varint(number: int) -> bytes:
-    low = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
-    return bytes([byte | 0x80 for byte in low[:-1]] + low[-1:])
-
-
-def field(number: int, value: int | float | bytes) -> bytes:
-    match value:
-        case bytes():
-            return varint(number << 3 | 2) + varint(len(value)) + value
-        case float():
-            return varint(number << 3 | 5) + struct.pack("<f", value)
-        case _:
-            return varint(number << 3) + varint(value)
-
-
-def sentencepiece_model(kind: int = 2) -> bytes:
-    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
-    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-    words = ["▁t", "he", "▁the", "▁", *"abcdehnortx"]
-    pieces += [(word, -float(n), 1) for n, word in enumerate(words)]
-    content = b"".join(
-        field(1, field(1, text.encode()) + field(2, score) + (field(3, t) if t != 1 else b""))
-        for text, score, t in pieces
-    )
-    return content + field(2, field(3, kind)) + field(3, field(1, b"identity") + field(3, 1))
-
-
-def test_sentencepiece(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(sentencepiece_model())
-    tokenizer, stops = read_meta_tokenizer(tmp_path / "x", newer=False)
-    ids = tokenizer.encode("the other\n")
-    assert [tokenizer.pieces[i] for i in ids] == [
-        *(b" the", b" ", b"o", b"t", b"he", b"r", b"\n"),
-    ]
-    assert tokenizer.decode(ids) == "the other\n"
-    assert (stops, tokenizer.start_id, tokenizer.separator) == ((2,), 1, "</s>")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "no token for the byte 0"),
-        (b"YQ== 0\n", "no token for the byte 0"),
-        (b"YQ== 1\n", "line 1: rank 1, expected 0"),
-        (b"a b c", "line 1: expected a token in base64"),
-        (sentencepiece_model(3), "SentencePiece model of type 3: expected 1"),
-        (sentencepiece_model()[:-3], "not a SentencePiece model"),
-        (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "not a SentencePiece model"),
-    ],
-)
-def test_tokenizers_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(RefusedError, match=f"{message}.*data.tokenizer.path"):
-        read_meta_tokenizer(tmp_path / "x", newer=False)
-
-
 def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -378,84 +180,3 @@ def test_folders_that_are_refused(
     damage(write_folder(tmp_path, random_weights(config), config))
     with pytest.raises(RefusedError, match=message):
         open_meta(tmp_path, "meta:x")
-
-
-class Evil:
-    """Unpickling it makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.target}",)
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_pickles_are_never_executed(tmp_path: Path, protocol: int) -> None:
-    target, path = tmp_path / "executed", tmp_path / "x.pth"
-    torch.save({"a": torch.ones(2), "b": Evil(target)}, path, pickle_protocol=protocol)
-    with pytest.raises(RefusedError, match=r"its pickle names (posix|nt)\.system.*nothing of it"):
-        read_torch_file(path)
-    assert not target.exists()
-    torch.load(path, weights_only=False)
-    assert target.exists()  # it would have worked
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R.",
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
-        b"\x80\x02ctorch\nload\nX\x01\x00\x00\x00x\x85R.",
-        b"\x80\x04\x8c\x05posix\x8c\x06system\x93.",
-        b"\x80\x02(X\x01\x00\x00\x00aios\nsystem\n.",  # INST
-        b"\x80\x02\x82\x01.",  # EXT1
-        b"\x80\x02r\xff\xff\xff\xff.",  # a memo of 32 GiB
-        b"\x80\x04\x8e" + b"\xff" * 8 + b".",  # bytes beyond the end
-        b"\x80\x02" + b"(" * 10_000 + b".",
-        b"\x80\x02)" + b"\x85" * 10_000 + b".",
-        b"\x80\x02" + b"N" + b"2\x86" * 60 + b".",  # a tuple of 2^60 leaves
-        b"\x80\x02}X\x01\x00\x00\x00aK\x01s.",
-        b"\x80\x02].",
-        b"\x80\x02}.",
-        b"\x80\x02",
-        b"",
-        b"garbage",
-    ],
-)
-def test_programs_that_are_no_tensors(program: bytes) -> None:
-    with pytest.raises(RefusedError):
-        described_tensors(program)
-
-
-def test_older_formats_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(RefusedError, match="zip format"):
-        read_torch_file(path)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(RefusedError, match="zip format"):
-        read_torch_file(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/b", b"")
-    with pytest.raises(RefusedError, match=r"no data\.pkl"):
-        read_torch_file(path)
-
-
-def test_damaged_archives(tmp_path: Path) -> None:
-    """Each is refused, or its tensors lie inside of it."""
-    path = tmp_path / "x.pth"
-    torch.save({"a": torch.ones(2, 3), "b": torch.zeros(5, dtype=torch.bfloat16)}, path)
-    good, rng = path.read_bytes(), random.Random(0)
-    refused = 0
-    for _ in range(500):
-        bad = bytearray(good)
-        for _ in range(rng.choice([1, 2, 8])):
-            bad[rng.randrange(len(bad))] = rng.choice([0, 1, 0x7F, 0xFF, rng.randrange(256)])
-        path.write_bytes(bad[: rng.randrange(len(bad))] if rng.random() < 0.1 else bad)
-        try:
-            for tensor in read_torch_file(path).values():
-                assert tensor.read().nbytes <= len(bad)
-        except RefusedError:
-            refused += 1
-    assert refused > 50

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_gguf import random_weights, small_config, write_gguf
-from test_gguf import by_transformers, logits, their_logits
+from compared_logits import logits, their_logits
+from small_gguf import by_transformers, random_weights, small_config, write_gguf
 
 from llm.core.spec import RefusedError
 from llm.hub import pypi

@@ -7,7 +7,7 @@ import pytest
 from hf_models import gpt, llama
 from hub_stand_in import COMMIT
 from small_gguf import random_weights, small_config, write_gguf
-from test_meta_folder import N_TOKENS, write_folder
+from small_meta import N_TOKENS, write_folder
 
 from llm.core.spec import RefusedError
 from llm.hub.hf_config import hf_config

@@ -1,9 +1,11 @@
-"""A tiny experiment on a tiny corpus: a run takes seconds."""
+"""A tiny experiment on a tiny corpus, whose run takes seconds, and a folder with rewards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from loguru import logger
+from own_rewards import OWN
 
 from llm.core.hardware import HardwareSpec
 from llm.data.specs import PackedSpec, PaddedSpec, TokenizerSpec
@@ -66,3 +68,22 @@ def experiment(tiny: Path) -> Callable[..., ExperimentSpec]:
         )
 
     return build
+
+
+@pytest.fixture
+def reward_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with rewards in it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.py").write_text(OWN)
+    (tmp_path / "mine" / "beside.py").write_text("LENGTH = 10")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Warnings that are logged during the test."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    yield lines
+    logger.remove(sink)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loguru import logger
 from run_folders import assert_same_run, events, result
 
 from llm.core.hardware import HardwareSpec
@@ -208,19 +207,18 @@ def test_a_template_from_a_file(sft, tmp_path: Path) -> None:
         run(experiment, tmp_path / "other")
 
 
-def test_a_template_that_does_not_train_the_end_of_a_turn_is_told(sft, tmp_path: Path) -> None:
+def test_a_template_that_does_not_train_the_end_of_a_turn_is_told(
+    sft, tmp_path: Path, said
+) -> None:
     template = tmp_path / "endless.jinja"
     template.write_text(
         "{% for m in messages %}{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
         "<|im_end|>{% endfor %}"
     )
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
     run(sft(trainer={"template": str(template), "steps": 1}), tmp_path / "run")
-    logger.remove(sink)
     told = "will not learn to stop there. (Is it outside of {% generation %}?)"
-    assert any(told in line for line in lines)
+    assert any(told in line for line in said)
     lm = load(str(tmp_path / "run"))
     assert lm.stop_ids == (lm.tokenizer.separator_id,)
 
