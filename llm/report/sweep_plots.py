@@ -53,6 +53,8 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> bool:
     # A policy's loss says nothing to people.
     second = "reward/mean" if sweep.unit == "steps" else "train/loss"
     names = dict.fromkeys([sweep.objective.metric, second])
+    if sweep.tokenizers_differ and not sweep.objective.per_token:
+        names.pop("train/loss", None)  # per token, it would show the opposite
     panels = [name for name in names if any(_curves(sweep, s, name) for s in sweep.ranked)]
     if not panels:
         return False

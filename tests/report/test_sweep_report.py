@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,9 @@ def test_across_tokenizers_bits_per_byte_are_compared(tmp_path: Path, named: str
         run["specs"]["objective"], run["tokenizer"] = named, {"fingerprint": str(number)}
         (folder / "run.json").write_text(json.dumps(run))
         with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": 10, "tokens": 100, "eval/bits_per_byte": bits}) + "\n")
+            for done in (5, 10):
+                line = {"step": done, "tokens": 10 * done, "eval/bits_per_byte": bits}
+                file.write(json.dumps(line) + "\n")
     found = read_sweep(tmp_path)
     best, objective = ("0", "eval/loss") if named else ("1", "eval/bits_per_byte")
     assert (dict(found.ranked[0].words)["data.tokenizer.path"], str(found.objective)) == (
@@ -201,6 +204,8 @@ def test_across_tokenizers_bits_per_byte_are_compared(tmp_path: Path, named: str
     text = write_sweep_report(tmp_path).read_text()
     assert ("Tokenizers differ, and this is per token" in text) == bool(named)
     assert "Tokenizers differ, so after as many tokens they have not seen as much." in text
+    width, height = struct.unpack(">2I", (tmp_path / "curves.png").read_bytes()[16:24])
+    assert (height > 0.8 * width) == bool(named)  # no panel with the training loss per token
 
 
 def test_across_tokenizers_points_are_compared_after_equal_text(tmp_path: Path) -> None:
