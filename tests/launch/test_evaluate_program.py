@@ -1,6 +1,7 @@
 """launch/evaluate.py: from words to result.json, a report, a picture, and the model card."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,9 +60,10 @@ def forgotten(trained_run: Path) -> Iterator[None]:
 def test_last_is_named_by_what_it_is(
     evaluate: Evaluate, trained_run: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("llm.hub.sources.OUTPUTS", trained_run.parent)
+    monkeypatch.setattr("llm.hub.sources.OUTPUTS", tmp_path / "outputs")
+    newest = shutil.copytree(trained_run, tmp_path / "outputs" / "run")
     found = evaluate("checkpoint=last", "data.source=task", "data.path=addition", "limit=2")
-    assert found["checkpoints"][0]["checkpoint"] == str(trained_run / "checkpoints" / "30")
+    assert found["checkpoints"][0]["checkpoint"] == str(newest / "checkpoints" / "30")
     assert "`last`" not in (tmp_path / "evaluation" / "report.md").read_text()
 
 
