@@ -80,9 +80,11 @@ def _untouched(stage: Stage, parts: Parts) -> int:
     need = stage.need.parts
     if stage.name == "train step":
         return need.get("program", 0)
+    memory = MemoryPlan(parts)
     others = sum(need.get(name, 0) for name in _OTHERS)
+    others += memory.own_head() if stage.name == "prefill" else 0  # no logits of prompts are asked
     # Text is written with weights in the compute type: those that are kept in another are not read.
-    return others + (0 if stage.name == "score" else MemoryPlan(parts).cast())
+    return others + (0 if stage.name == "score" else memory.cast())
 
 
 _OTHERS = ("optimizer", "average (EMA)", "reference", "program", "other KV caches")

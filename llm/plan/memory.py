@@ -108,15 +108,19 @@ class MemoryPlan:
         matrices = [p for p in jax.tree.leaves(trained) if p.ndim >= 2]
         vectors = [p for p in jax.tree.leaves(trained) if p.ndim < 2]
         gradients = width * _numbers(matrices) + _FP32 * _numbers(vectors)
-        held = self.state() | {"batch": self.batch(), "weights to compute with": self._copies()}
+        held = self.state() | {"batch": self.batch()}
+        held["weights to compute with"] = self._copies(whole=self._head())
         # With micro-batches there are sums in fp32 from the start, and what comes is added at once.
         summed = parts.rows.micro_batches > 1
         held["gradients"] = _FP32 * _numbers([*matrices, *vectors]) if summed else 0
         kept, inside = self._activations()
         head = self._head_gradient(trained)
-        later = held | {"weights to compute with": self._copies(at_head=False)}
+        later = held | {"weights to compute with": self._copies(whole=2 * self._block_weights())}
         moments = [
             held | {"activations": kept, "logits": self._logits(), "workspace": head},
+            held
+            | {"activations": kept, "logits": self._logits(at_product=True)}
+            | {"workspace": head + self._head_product(trained)},
             later
             | {"activations": kept, "workspace": inside + self._attention()}
             | {"gradients": held["gradients"] + head},
@@ -128,7 +132,8 @@ class MemoryPlan:
 
     def score(self) -> Need:
         """A pass that only looks, for old or reference log-probabilities."""
-        held = self.state() | {"batch": self.batch(), "weights to compute with": self._copies()}
+        held = self.state() | {"batch": self.batch()}
+        held["weights to compute with"] = self._copies(whole=self._head())
         moments = [
             held
             | {"activations": self._hidden(self.tokens), "logits": self._logits(backward=False)},
@@ -141,27 +146,33 @@ class MemoryPlan:
         begun = bucket(longest - 1 + min(SEGMENT, new), SMALLEST, self.model.max_seq_len)
         columns = bucket(longest - 1, SMALLEST, self.model.max_seq_len)
         rows = bucket(min(prompts, max(PREFILL_TOKENS // columns, 1)))
-        scores = rows * self.model.n_heads * columns * columns * _FP32
+        scores = rows * self.model.n_heads * columns * columns / self._head_shards()
         return _need(
             self.state()
             | {"weights to compute with": self._copies()}
-            | {"KV cache": self.cache(rows, columns)}
+            | {"KV cache": self.cache(rows, columns) / self._head_shards()}
             | {
                 "other KV caches": self.cache(self._texts_here(texts), begun)
                 + self.cache(max(prompts - rows, 0), columns)
             }
             | {"activations": 4 * self._hidden(rows * columns)}
-            | {"workspace": scores * (2 if self.parts.platform == "cpu" else 1)}
+            | {"workspace": scores * (_FP32 + self.kept_width)}  # before and after the softmax
         )
 
     def decode(self, rows: int, longest: int) -> Need:
         """Tokens that are written, `rows` at a time, into caches for `longest` tokens."""
-        rows = self._texts_here(rows)
+        fsdp, tensor = self.parts.hardware.fsdp, self.parts.hardware.tensor
+        here, heads = self._texts_here(rows), self._head_shards()
+        cache = self.cache(here, bucket(longest, SMALLEST, self.model.max_seq_len))
+        # Weights that are split stay so: each device works out its part of the logits of all texts
+        # that share them, and the parts are added up.
+        shared = min(rows, here * fsdp) if fsdp > 1 else 0
         return _need(
             self.state()
             | {"weights to compute with": self._copies()}
-            | {"KV cache": self.cache(rows, bucket(longest, SMALLEST, self.model.max_seq_len))}
-            | {"logits": rows * self.model.vocab * _FP32}
+            # Caches come with all their heads, and go with those of the device.
+            | {"KV cache": cache + (cache / heads if heads > 1 else 0)}
+            | {"logits": (here + shared) * self.model.vocab / tensor * _FP32}
         )
 
     def grow(self, rows: int, longest: int) -> Need:
@@ -176,6 +187,10 @@ class MemoryPlan:
         shards = self.parts.hardware.row_shards
         return rows // shards if rows % shards == 0 else rows
 
+    def _head_shards(self) -> int:
+        """Parts into which heads can be split."""
+        return math.gcd(self.parts.hardware.tensor, self.model.kv_heads)
+
     def cache(self, rows: int, capacity: int) -> float:
         """Keys and values of so many rows."""
         model = self.model
@@ -186,19 +201,30 @@ class MemoryPlan:
         """Bytes of activations that a backward pass without recomputation reads."""
         return self.model.n_layers * self._block(1)
 
-    def _copies(self, *, at_head: bool = True) -> float:
+    def _copies(self, whole: int = 0) -> float:
         """Matrices in the compute type, if they are kept in another.
 
-        Where weights are split over devices, each is put together when its turn comes: there is
-        one's own share, and the whole of the head, or else of two blocks.
+        Where weights are split over devices and many tokens need them, each is put together when
+        its turn comes: there is one's own share, and so many numbers that are `whole`.
         """
         everything = self.width * sum(math.prod(p.shape) for p in self._cast())
         n, tensor = self.parts.hardware.fsdp, self.parts.hardware.tensor
         if n == 1:
             return everything / tensor
-        block = sum(n_in * n_out for n_in, n_out in self.model.linears.values())
-        whole = self.model.vocab * self.model.d_model if at_head else 2 * block
         return (everything / n + self.width * whole) / tensor
+
+    def _head(self) -> int:
+        """Numbers of the output projection."""
+        return self.model.vocab * self.model.d_model
+
+    def own_head(self) -> int:
+        """Bytes, in the compute type, of an output projection that is not the embedding."""
+        params = self.parts.factory.template.params
+        return self.width * _numbers(jax.tree.leaves(params.get("head", {})))
+
+    def _block_weights(self) -> int:
+        """Numbers of the matrices of a block."""
+        return sum(n_in * n_out for n_in, n_out in self.model.linears.values())
 
     def cast(self) -> int:
         """Weights that are kept in another type than that of the matrix products."""
@@ -243,8 +269,11 @@ class MemoryPlan:
         outputs *= self.tokens * self.width
         return layers * outputs, self._block(self.tokens) - outputs
 
-    def _logits(self, *, backward: bool = True) -> float:
-        """Of the tokens that have them at the same time; and their gradient."""
+    def _logits(self, *, backward: bool = True, at_product: bool = False) -> float:
+        """Of the tokens that have them at the same time; and their gradient.
+
+        `at_product`: when that is multiplied by the hidden states, and the logits are gone.
+        """
         model, chunk = self.model, self.parts.hardware.loss_chunk
         assert chunk is not None
         if isinstance(self.parts.experiment.trainer, GRPOSpec):
@@ -255,14 +284,21 @@ class MemoryPlan:
         else:
             tokens, several = min(chunk, self.tokens), 1
         columns = model.vocab / self.parts.hardware.tensor
-        return tokens * columns * (_FP32 * several + self.width * backward)
+        return tokens * columns * (_FP32 * (several - at_product) + self.width * backward)
 
     def _head_gradient(self, trained: Any) -> float:
         """Of the hidden states and, if it is trained, of the output projection."""
-        head = "head" if "head" in self.parts.factory.template.params else "embedding"
-        matrix = self.model.vocab * self.model.d_model * _FP32 if head in trained else 0
         split = self.parts.hardware.fsdp * self.parts.hardware.tensor
-        return matrix / split + self._hidden(self.tokens)
+        return self._head_in_fp32(trained) / split + self._hidden(self.tokens)
+
+    def _head_product(self, trained: Any) -> float:
+        """What a device's own tokens add to the latter; several devices then add up theirs."""
+        several = self.parts.hardware.row_shards > 1
+        return self._head_in_fp32(trained) / self.parts.hardware.tensor if several else 0
+
+    def _head_in_fp32(self, trained: Any) -> int:
+        head = "head" if "head" in self.parts.factory.template.params else "embedding"
+        return self._head() * _FP32 if head in trained else 0
 
     def _attention(self) -> float:
         """Scores that exist at the same time in the backward pass."""

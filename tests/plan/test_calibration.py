@@ -67,6 +67,16 @@ def test_other_hardware(changes: dict) -> None:
 
 
 @pytest.mark.compile_cuda
+@pytest.mark.parametrize(
+    "changes",
+    [{"fsdp": 8}, {"tensor": 4}, {"data_parallel": 2, "fsdp": 2, "tensor": 2}],
+    ids=str,
+)
+def test_answers_on_several_gpus(changes: dict) -> None:
+    check(target_by_name(H100.replace(**changes)), LLAMA, TRAINERS["grpo"], within=0.1)
+
+
+@pytest.mark.compile_cuda
 def test_adapters_on_a_gpu() -> None:
     model = LLAMA.replace(lora=LoRASpec(rank=16))
     check(target_by_name(H100), model, SFTSpec(), within=0.15)
