@@ -20,6 +20,7 @@ from llm.core.spec import RefusedError
 from llm.train.experiment import ExperimentSpec
 
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
 
@@ -216,6 +217,16 @@ class TestPoints:
         monkeypatch.setattr(sweep, "_installed", lambda package: False)
         with pytest.raises(RefusedError, match="hydra/launcher=joblib: hydra-joblib-launcher is n"):
             sweep._check_plugins(config)
+
+    def test_tasks_that_would_not_find_each_other(self, multirun) -> None:
+        config = multirun("seed=0,1")
+        local = {"_target_": f"{SUBMITIT}.LocalLauncher", "nodes": 1, "tasks_per_node": 2}
+        with pytest.raises(RefusedError, match="2 tasks of submitit_local would each run the whol"):
+            config.hydra.launcher = local
+            sweep._check_tasks(config.hydra.launcher)
+        config.hydra.launcher = {**local, "_target_": f"{SUBMITIT}.SlurmLauncher"}
+        sweep._check_tasks(config.hydra.launcher)
+        sweep._check_tasks(multirun("seed=0,1").hydra.launcher)
 
 
 class TestFolders:
