@@ -146,11 +146,17 @@ def test_every_debugging_preset_passes_all_checks(experiment, debug: str) -> Non
 @pytest.mark.parametrize("recipe", GROUPS["experiment"])
 def test_every_recipe_fits_an_h100_and_says_what_it_measured(experiment, recipe: str) -> None:
     spec = experiment(f"experiment={recipe}", "hardware=h100")
-    if spec.init_from != "last:pretrain":  # whose vocabulary a plan cannot know
+    if spec.init_from not in ("last:pretrain", "last:sft"):  # whose vocabulary a plan cannot know
         assert estimate(spec, target_of(spec.hardware)).fits
     header = " ".join(CONF.joinpath("experiment", f"{recipe}.yaml").read_text().split("\n")[1:7])
     assert f"experiment={recipe}" in header
     assert "# Measured on " in header or "# Not run here (" in header
+
+
+def test_digit_sums_held_out_of_fine_tuning_are_held_out_of_reinforcement(experiment) -> None:
+    sft, grpo = (experiment(f"experiment=digit_sum_{stage}").data for stage in ("sft", "grpo"))
+    assert sft.path == grpo.path == "digit_sum"
+    assert (sft.sources, sft.eval_fraction) == (grpo.sources, grpo.eval_fraction)
 
 
 def test_overfitting_learns_its_few_rows_by_heart(experiment, tiny: Path, tmp_path: Path) -> None:
