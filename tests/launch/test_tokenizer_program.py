@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,10 @@ def test_transformers_opens_the_folder(trained) -> None:
 def test_last_is_named_by_what_it_is(
     spec_of, trained_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("llm.hub.sources.OUTPUTS", trained_run.parent)
+    newest = shutil.copytree(trained_run, tmp_path / "outputs" / "newest")
+    monkeypatch.setattr("llm.hub.sources.OUTPUTS", newest.parent)
     measured = train_tokenizer(spec_of("compare=[last:pretrain]"), tmp_path)
-    assert [one.name for one in measured] == ["tokenizer (this run)", trained_run.name]
+    assert [one.name for one in measured] == ["tokenizer (this run)", "newest"]
 
 
 def test_a_separator_of_ones_own_is_kept(spec_of, tmp_path: Path) -> None:
