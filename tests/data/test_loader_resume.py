@@ -226,8 +226,14 @@ import json, random, signal, sys
 import numpy as np
 from llm.core.spec import spec_from_json
 
+armed = False
+
 def interrupt(*_):
-    raise KeyboardInterrupt
+    # A signal can be taken by another thread and reach this one late: after what it was set for.
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
 
 if __name__ == "__main__":
     data = spec_from_json(json.loads(sys.argv[1])).build(seed=0)
@@ -237,9 +243,10 @@ if __name__ == "__main__":
     struck, read = 0, 1
     while struck < 60:
         try:
+            armed = True
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
             batch = next(loader)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            armed = False
         except KeyboardInterrupt:
             struck += 1
             continue
@@ -248,7 +255,6 @@ if __name__ == "__main__":
         assert read <= number <= read + struck, (read, number)
         assert all(np.array_equal(batch[k], v) for k, v in data.batch(number).items())
         read += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
     loader.close()
 """
 
