@@ -42,7 +42,11 @@ def talk(spec: ChatSpec) -> None:
     if machine.note:
         logger.warning(machine.note)
     conversation = converse(
-        load(spec.checkpoint, compute_dtype=machine.spec.compute_dtype),
+        load(
+            spec.checkpoint,
+            compute_dtype=machine.spec.compute_dtype,
+            cache_dtype=machine.spec.cache_dtype,
+        ),
         sampling=spec.sampling(),
         system=spec.system,
         template=template,

@@ -43,7 +43,12 @@ def generate(spec: GenerateSpec) -> None:
     machine = claim(spec.hardware)
     if machine.note:
         logger.warning(machine.note)
-    lm = load(spec.checkpoint, dtype=spec.dtype, compute_dtype=machine.spec.compute_dtype)
+    lm = load(
+        spec.checkpoint,
+        dtype=spec.dtype,
+        compute_dtype=machine.spec.compute_dtype,
+        cache_dtype=machine.spec.cache_dtype,
+    )
     answers = lm.generate(
         prompts,
         n=spec.n,

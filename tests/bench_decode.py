@@ -36,9 +36,10 @@ def ours(prompts: list[list[int]], dtype: str, device: str):
         vocab_size=VOCAB, max_seq_len=8192, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
         d_mlp=1536,
     )  # fmt: skip
-    machine = claim(HardwareSpec(device=device, require=True, compilation_cache=None))
+    profile = HardwareSpec(device=device, compute_dtype=dtype, require=True, compilation_cache=None)
+    machine = claim(profile)
     params = parameters(spec.build(jax.random.key(0)))
-    engine = Engine(spec, params, compute_dtype=dtype)
+    engine = Engine(spec, params, compute_dtype=dtype, cache_dtype=machine.spec.cache_dtype)
     del params
     sampling = Sampling(max_new_tokens=NEW, temperature=0.0)
 

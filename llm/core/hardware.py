@@ -26,6 +26,10 @@ class HardwareSpec(Spec):
         "auto", "type of activations and matrix products; auto: bfloat16 on a GPU, else float32",
         choices=("auto", *DTYPES),
     )  # fmt: skip
+    cache_dtype: str = knob(
+        "auto", "type of keys and values kept while writing text; auto: compute_dtype on a GPU, "
+        "else float32", choices=("auto", *DTYPES),
+    )  # fmt: skip
     param_dtype: str = knob("float32", "type in which weights are kept", choices=DTYPES)
     micro_batch: int | None = knob(
         None,
@@ -82,14 +86,19 @@ class HardwareSpec(Spec):
     def settled(self, platform: str) -> HardwareSpec:
         """With what `auto` and null leave open decided for devices of this kind (`cpu`, `gpu`)."""
         on_gpu = platform != "cpu"
-        dtype, attention = self.compute_dtype, self.attention
+        dtype, cache, attention = self.compute_dtype, self.cache_dtype, self.attention
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
+        if cache == "auto":
+            # XLA on CPUs would convert all of a bf16 cache to write one token.
+            cache = dtype if on_gpu else "float32"
         if attention == "auto":
             fast = "flash" if self.devices == 1 else "cudnn"
             attention = fast if on_gpu and dtype == "bfloat16" else "xla"
         chunk = self.loss_chunk or (4096 if on_gpu else 512)
-        return self.replace(compute_dtype=dtype, attention=attention, loss_chunk=chunk)
+        return self.replace(
+            compute_dtype=dtype, cache_dtype=cache, attention=attention, loss_chunk=chunk
+        )
 
     @property
     def devices(self) -> int:

@@ -43,6 +43,7 @@ _MIN_COMPILE_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "device_kind": "",
     "compute_dtype": "auto",
+    "cache_dtype": "auto",
     "attention": "auto",
     "param_dtype": "float32",
     "xla_flags": [],

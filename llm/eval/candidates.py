@@ -63,7 +63,8 @@ def candidate(words: str, spec: EvaluateSpec, machine: Machine) -> Candidate:
             not see as much as the context that is wanted.
     """
     hardware = machine.spec
-    lm = load(words, dtype=spec.dtype, compute_dtype=hardware.compute_dtype)
+    types = {"compute_dtype": hardware.compute_dtype, "cache_dtype": hardware.cache_dtype}
+    lm = load(words, dtype=spec.dtype, **types)
     experiment = _experiment(lm.pretrained)
     _check_pairing(words, lm, spec.data.tokenizer.path)
     context = spec.context

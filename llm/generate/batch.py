@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Key
 from llm.generate.rows import (
     SMALLEST,
     Admitted,
-    Plan,
     Written,
     admit,
     bucket,
@@ -28,7 +27,6 @@ from llm.generate.rows import (
     reshape_rows,
     seen_tokens,
 )
-from llm.generate.sampler import program_of
 from llm.generate.specs import Sampling
 from llm.generate.watch import Watch
 from llm.models.cache import KVCache
@@ -179,7 +177,7 @@ class Batch:
         )
         capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
         if self.rows is None:
-            plan = Plan(self.engine.dtype, program_of(self.sampling))
+            plan = self.engine.plan(self.sampling)
             place = self.engine.place_of(B)
             self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan, place)
             return

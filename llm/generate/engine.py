@@ -42,7 +42,8 @@ class Engine:
     Args:
         spec: what the model is made of.
         params: its weights.
-        compute_dtype: type of the matrix products and the cache.
+        compute_dtype: type of the matrix products.
+        cache_dtype: type of the keys and values kept; `compute_dtype` if left out.
         mesh: devices over which texts are split, where their number divides.
     """
 
@@ -52,10 +53,11 @@ class Engine:
         params: Any,
         *,
         compute_dtype: str = "float32",
+        cache_dtype: str | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self.spec = spec
-        self.dtype = compute_dtype
+        self.dtype, self.cache_dtype = compute_dtype, cache_dtype or compute_dtype
         self.mesh = mesh if mesh is not None and mesh.size > 1 else None
         self.params = _cast(params, compute_dtype)
 
@@ -113,7 +115,7 @@ class Engine:
             tokens_BT[row, : lengths[row]] = prompt[:-1]
         lengths_B = np.zeros(len(tokens_BT), np.int32)
         lengths_B[: len(prompts)] = lengths
-        return prefill(self.spec, self.params, tokens_BT, lengths_B, self.dtype)
+        return prefill(self.spec, self.params, tokens_BT, lengths_B, self.dtype, self.cache_dtype)
 
     def extend(self, cache: KVCache, ids: Sequence[int]) -> KVCache:
         """The cache of one row with these tokens after what it holds."""
@@ -126,11 +128,15 @@ class Engine:
         """Where so many rows are written: split over the devices, or whole on each."""
         return None if self.mesh is None else texts_sharding(self.mesh, rows)
 
+    def plan(self, sampling: Sampling) -> Plan:
+        """What the programs that write text depend on."""
+        return Plan(self.dtype, self.cache_dtype, program_of(sampling))
+
     def decode(
         self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int
     ) -> tuple[Rows, Written]:
         """Some tokens more for each row; what was written comes back as NumPy arrays."""
-        plan = Plan(self.dtype, program_of(sampling))
+        plan = self.plan(sampling)
         rows, written = decode(
             self.spec, self.params, rows, values_of(sampling), stop_ids, steps, plan
         )

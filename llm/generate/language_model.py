@@ -35,7 +35,9 @@ class LanguageModel:
     params: Any
     """Nested dict of arrays, see `llm.models.parameter.parameters`."""
     compute_dtype: str = "float32"
-    """Of the matrix products and the cache in generation."""
+    """Of the matrix products in generation."""
+    cache_dtype: str | None = None
+    """Of the keys and values kept there; None: the same."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -71,7 +73,12 @@ class LanguageModel:
     @cached_property
     def engine(self) -> Engine:
         """For generating: answers with their log-probabilities, and sessions."""
-        return Engine(self.spec, self.params, compute_dtype=self.compute_dtype)
+        return Engine(
+            self.spec,
+            self.params,
+            compute_dtype=self.compute_dtype,
+            cache_dtype=self.cache_dtype,
+        )
 
     def generate(
         self,
@@ -125,14 +132,19 @@ class LanguageModel:
 
 
 def load(
-    source: str | Sequence[str], *, dtype: str = "float32", compute_dtype: str | None = None
+    source: str | Sequence[str],
+    *,
+    dtype: str = "float32",
+    compute_dtype: str | None = None,
+    cache_dtype: str | None = None,
 ) -> LanguageModel:
     """The model of a checkpoint, on the first device.
 
     Args:
         source: see `llm.hub.sources`; of several, the first that can be had.
         dtype: type in which the weights are kept.
-        compute_dtype: type of the matrix products and the cache in generation; `dtype` if left out.
+        compute_dtype: type of the matrix products in generation; `dtype` if left out.
+        cache_dtype: type of the keys and values kept there; that of the products if left out.
 
     Raises:
         RefusedError: there is no such checkpoint, or it does not fit its own spec.
@@ -143,7 +155,8 @@ def load(
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here), shapes
     )
-    return LanguageModel(pretrained, pretrained.weights(template), compute_dtype or dtype)
+    weights = pretrained.weights(template)
+    return LanguageModel(pretrained, weights, compute_dtype or dtype, cache_dtype)
 
 
 def save_hf(lm: LanguageModel, folder: str | Path) -> None:

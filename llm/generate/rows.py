@@ -73,7 +73,7 @@ def empty_rows(
     """Rows that wait for a prompt; `shape` is [B, S], `place` where they are made."""
     B, S = shape
     rows = Rows(
-        cache=KVCache.create(spec, B, S, jnp.dtype(plan.dtype)),
+        cache=KVCache.create(spec, B, S, jnp.dtype(plan.cache_dtype)),
         last_B=jnp.zeros((B,), jnp.int32),
         done_B=jnp.ones((B,), bool),
         keys_B=jnp.repeat(key[None], B, axis=0),
@@ -88,6 +88,8 @@ class Plan(NamedTuple):
     """What the compiled programs depend on besides shapes."""
 
     dtype: str
+    """Of the matrix products."""
+    cache_dtype: str
     program: Program
 
 
@@ -106,17 +108,18 @@ def extend(
     return model(tokens_BT, segment_ids_BT=real_BT, cache=cache)[1]
 
 
-@partial(jax.jit, static_argnums=(0, 4))
+@partial(jax.jit, static_argnums=(0, 4, 5))
 def prefill(
     spec: ModelSpec,
     params: Any,
     tokens_BT: Int[Array, "B T"],
     lengths_B: Int[Array, " B"],
     dtype: str,
+    cache_dtype: str,
 ) -> KVCache:
     """A cache of capacity T with the first `lengths_B` tokens of each row in it."""
     B, T = tokens_BT.shape
-    cache = KVCache.create(spec, B, T, jnp.dtype(dtype))
+    cache = KVCache.create(spec, B, T, jnp.dtype(cache_dtype))
     return extend(spec, params, cache, tokens_BT, lengths_B, dtype)
 
 
@@ -136,13 +139,15 @@ class Admitted(NamedTuple):
 def admit(rows: Rows, prefilled: KVCache, new: Admitted, key: Key[Array, ""]) -> Rows:
     """Put prefilled prompts into rows; one prompt may go into many."""
     is_new_B = new.source_B >= 0
-    T = min(prefilled.capacity, rows.cache.capacity)
 
-    def place(old_BKSH: Array, from_PKTH: Array) -> Array:
-        first = jnp.where(
-            is_new_B[:, None, None, None], from_PKTH[new.source_B, :, :T], old_BKSH[:, :, :T]
+    def place(old: Array, coming: Array) -> Array:
+        # One of the two may have more slots: what both have is where the prompts are.
+        both = tuple(
+            slice(min(sizes)) for sizes in zip(old.shape[1:], coming.shape[1:], strict=True)
         )
-        return old_BKSH.at[:, :, :T].set(first)
+        here = (slice(None), *both)
+        chosen = jnp.where(is_new_B[:, None, None, None], coming[new.source_B, *both], old[here])
+        return old.at[here].set(chosen)
 
     def key_of(prompt: Array, number: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, prompt), number)
@@ -176,14 +181,10 @@ def mark_seen(rows: Rows, tokens_BT: Int[Array, "B T"], is_new_B: Bool[Array, " 
 @partial(jax.jit, static_argnums=2)
 def reshape_cache(cache: KVCache, kept_B: Int[Array, " B"], capacity: int) -> KVCache:
     """Some of a cache's rows, in another order, with as much room or more."""
-    more = ((0, 0), (0, 0), (0, capacity - cache.capacity), (0, 0))
-
-    def resize(old_BKSH: Array) -> Array:
-        return jnp.pad(old_BKSH[kept_B], more)
-
+    none, more = (0, 0), (0, capacity - cache.capacity)
     return KVCache(
-        keys=tuple(map(resize, cache.keys)),
-        values=tuple(map(resize, cache.values)),
+        keys=tuple(jnp.pad(k_BKHS[kept_B], (none, none, none, more)) for k_BKHS in cache.keys),
+        values=tuple(jnp.pad(v_BKSH[kept_B], (none, none, more, none)) for v_BKSH in cache.values),
         lengths_B=cache.lengths_B[kept_B],
     )
 

@@ -12,7 +12,6 @@ import numpy as np
 from llm.generate.prompt_checks import check_prompts
 from llm.generate.rows import (
     SMALLEST,
-    Plan,
     bucket,
     empty_rows,
     mark_seen,
@@ -21,7 +20,6 @@ from llm.generate.rows import (
     reshape_rows,
     seen_tokens,
 )
-from llm.generate.sampler import program_of
 from llm.generate.specs import Sampling
 from llm.models.cache import KVCache
 
@@ -65,8 +63,7 @@ class Session:
         cache, text = self._catch_up(list(ids)), list(ids)
         self._cache = None  # it is donated below: nobody may hold on to it
         self.tokens = []
-        plan = Plan(engine.dtype, program_of(sampling))
-        rows = empty_rows(spec, self._key, (1, SMALLEST), plan)._replace(
+        rows = empty_rows(spec, self._key, (1, SMALLEST), engine.plan(sampling))._replace(
             cache=cache,
             last_B=jnp.asarray(text[-1:], jnp.int32),
             done_B=jnp.zeros((1,), bool),

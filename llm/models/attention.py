@@ -79,23 +79,26 @@ def block_of(T: int) -> int:
 
 def attention_to_cache(
     q_BTNH: Float[Array, "B T N H"],
-    k_BKSH: Float[Array, "B K S H"],
+    k_BKHS: Float[Array, "B K H S"],
     v_BKSH: Float[Array, "B K S H"],
     queries: TokenIndex,
     keys: TokenIndex,
 ) -> Float[Array, "B T N H"]:
     """The same for new tokens and a cache that holds them and what came before.
 
+    Computes in the type of the cache: to convert one token's query is cheap, the cache is not.
+
     Args:
         q_BTNH: queries of the new tokens.
-        k_BKSH, v_BKSH: the cache, in the order in which the products read it.
+        k_BKHS, v_BKSH: the cache, in the order in which the products read it.
         queries, keys: see `TokenIndex`.
     """
-    q_BKGTH = _group(q_BTNH * q_BTNH.shape[3] ** -0.5, k_BKSH.shape[1])
-    scores = _multiply_transposed(q_BKGTH, k_BKSH) + _hidden(queries, keys)
+    q_BTNH, dtype = q_BTNH.astype(k_BKHS.dtype), q_BTNH.dtype
+    q_BKGTH = _group(q_BTNH * q_BTNH.shape[3] ** -0.5, k_BKHS.shape[1])
+    scores = _multiply(q_BKGTH, k_BKHS) + _hidden(queries, keys)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     out_BKGTH = _multiply(weights.astype(v_BKSH.dtype), v_BKSH) / weights.sum(-1, keepdims=True)
-    return _ungroup(out_BKGTH).astype(q_BTNH.dtype)
+    return _ungroup(out_BKGTH).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -14,10 +14,10 @@ class KVCache(NamedTuple):
     """Keys and values of the tokens seen so far: slot s of a row holds its token s.
 
     One array per layer (a stacked array would be copied whole at each update). S is the capacity;
-    the heads stand before the slots, as attention reads them.
+    keys and values stand as the products of attention read them fastest.
     """
 
-    keys: tuple[Float[Array, "B K S H"], ...]
+    keys: tuple[Float[Array, "B K H S"], ...]
     values: tuple[Float[Array, "B K S H"], ...]
     lengths_B: Int[Array, " B"]
 
@@ -30,18 +30,18 @@ class KVCache(NamedTuple):
             raise ValueError(
                 f"cache capacity {capacity}: the model sees {spec.max_seq_len} tokens at most"
             )
-        shape = (batch, spec.kv_heads, capacity, spec.head_size)
-        zeros = tuple(jnp.zeros(shape, dtype) for _ in range(2 * spec.n_layers))
+        B, K, S, H = batch, spec.kv_heads, capacity, spec.head_size
+        layers = range(spec.n_layers)
         return cls(
-            keys=zeros[: spec.n_layers],
-            values=zeros[spec.n_layers :],
-            lengths_B=jnp.zeros((batch,), jnp.int32),
+            keys=tuple(jnp.zeros((B, K, H, S), dtype) for _ in layers),
+            values=tuple(jnp.zeros((B, K, S, H), dtype) for _ in layers),
+            lengths_B=jnp.zeros((B,), jnp.int32),
         )
 
     @property
     def capacity(self) -> int:
         """Slots per row."""
-        return int(self.keys[0].shape[2])
+        return int(self.keys[0].shape[3])
 
     def overflowed_B(self) -> Bool[Array, " B"]:
         """Rows that were given more tokens than they hold. Their hidden states are NaN."""
@@ -58,10 +58,16 @@ class KVCache(NamedTuple):
 
 
 def write(
-    cache_BKSH: Float[Array, "B K S H"],
-    new_BTKH: Float[Array, "B T K H"],
+    keys_BKHS: Float[Array, "B K H S"],
+    values_BKSH: Float[Array, "B K S H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
     slots_BT: Int[Array, "B T"],
-) -> Float[Array, "B K S H"]:
+) -> tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]]:
     """Store new entries in their slots. A slot at or beyond the capacity is not written at all."""
-    rows = jnp.arange(cache_BKSH.shape[0])[:, None]
-    return cache_BKSH.at[rows, :, slots_BT].set(new_BTKH.astype(cache_BKSH.dtype), mode="drop")
+    rows = jnp.arange(len(slots_BT))[:, None]
+    k_BTKH, v_BTKH = k_BTKH.astype(keys_BKHS.dtype), v_BTKH.astype(values_BKSH.dtype)
+    return (
+        keys_BKHS.at[rows, :, :, slots_BT].set(k_BTKH, mode="drop"),
+        values_BKSH.at[rows, :, slots_BT].set(v_BTKH, mode="drop"),
+    )

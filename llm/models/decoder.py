@@ -174,9 +174,9 @@ class Decoder(nnx.Module):
             def attend(
                 q: Array, k: Array, v: Array, old_k: Array = old_k, old_v: Array = old_v
             ) -> Array:
-                new_keys.append(write(old_k, k, write_slots_BT))
-                new_values.append(write(old_v, v, write_slots_BT))
-                k, v = new_keys[-1].astype(q.dtype), new_values[-1].astype(q.dtype)
+                k, v = write(old_k, old_v, k, v, write_slots_BT)
+                new_keys.append(k)
+                new_values.append(v)
                 return attention_to_cache(q, k, v, queries, keys)
 
             x_BTD = block(x_BTD, attend, dropout_keys_B=None, **extras)

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from llm.models.dropout import dropout
 from llm.models.parameter import constant, normal, uniform
 from llm.models.specs import LoRASpec
+
+_FEW_ROWS = 256  # of texts that are written; a batch to train on has more
 
 
 class Linear(nnx.Module):
@@ -79,11 +82,26 @@ def _times(x: Float[Array, "*rows n_in"], parameter: Any) -> Float[Array, "*rows
 @jax.custom_vjp
 def matmul(x_MD: Float[Array, "M D"], w_DF: Float[Array, "D F"]) -> Float[Array, "M F"]:
     """x W, with a gradient that XLA cannot rearrange together with what comes before it."""
-    return x_MD @ w_DF
+    return _product(x_MD, w_DF)
+
+
+def _product(x_MD: Array, w_DF: Array) -> Array:
+    """x W in the type of both.
+
+    XLA on CPUs has bf16 products with fp32 results only. For others it makes both sides fp32 first:
+    all weights, when tokens are written.
+    """
+
+    def rounded(x_MD: Array, w_DF: Array) -> Array:
+        return jnp.matmul(x_MD, w_DF, preferred_element_type=jnp.float32).astype(x_MD.dtype)
+
+    if x_MD.dtype == jnp.bfloat16 and len(x_MD) <= _FEW_ROWS:
+        return jax.lax.platform_dependent(x_MD, w_DF, cpu=rounded, default=jnp.matmul)
+    return x_MD @ w_DF  # rematerialisation knows this one
 
 
 def _forward(x_MD: Array, w_DF: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x_MD @ w_DF, (x_MD, w_DF)
+    return _product(x_MD, w_DF), (x_MD, w_DF)
 
 
 def _backward(saved: tuple[Array, Array], d_y_MF: Array) -> tuple[Array, Array]:

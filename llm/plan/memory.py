@@ -194,8 +194,8 @@ class MemoryPlan:
     def cache(self, rows: int, capacity: int) -> float:
         """Keys and values of so many rows."""
         model = self.model
-        heads = model.kv_heads * model.head_size
-        return 2 * model.n_layers * rows * capacity * heads * self.width
+        numbers = 2 * model.n_layers * rows * capacity * model.kv_heads * model.head_size
+        return numbers * jnp.dtype(self.parts.hardware.cache_dtype).itemsize
 
     def kept_per_token(self) -> float:
         """Bytes of activations that a backward pass without recomputation reads."""

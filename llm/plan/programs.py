@@ -41,13 +41,13 @@ def prefill_prompts(parts: Parts, prompts: int, longest: int) -> jax.stages.Trac
     whole = replicated(parts.mesh)
     tokens = jax.ShapeDtypeStruct((rows, columns), "int32", sharding=whole)
     lengths = jax.ShapeDtypeStruct((rows,), "int32", sharding=whole)
-    dtype = parts.hardware.compute_dtype
-    return prefill.trace(parts.model, _engine_params(parts), tokens, lengths, dtype)
+    types = parts.hardware.compute_dtype, parts.hardware.cache_dtype
+    return prefill.trace(parts.model, _engine_params(parts), tokens, lengths, *types)
 
 
 def decode_segment(parts: Parts, sampling: Sampling, rows: int, longest: int) -> jax.stages.Traced:
     """Some tokens more for each of `rows` texts."""
-    plan = Plan(parts.hardware.compute_dtype, program_of(sampling))
+    plan = Plan(parts.hardware.compute_dtype, parts.hardware.cache_dtype, program_of(sampling))
     capacity = bucket(longest, SMALLEST, parts.model.max_seq_len)
     texts = jax.eval_shape(
         lambda: empty_rows(parts.model, jax.random.key(0), (rows, capacity), plan)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
+from llm.core.machine import Machine
 from llm.data.chat_tokens import encode_chat, template_of
 from llm.data.conversations import ChatSettings
 from llm.data.questions import Question
@@ -30,8 +30,7 @@ def sampler(
     chat: ChatSettings | None,
     questions: Sequence[Question],
     stop_ids: Sequence[int],
-    compute_dtype: str,
-    mesh: Mesh,
+    machine: Machine,
     seed: int,
 ) -> Sampler | None:
     """A function that draws the samples of some weights at some step, and metrics of them.
@@ -46,8 +45,7 @@ def sampler(
         questions: held-out questions to answer besides. `eval/exact_match` is the share of
             answers that are the data's own.
         stop_ids: tokens that end an answer.
-        compute_dtype: type of matrix products.
-        mesh: where the weights lie.
+        machine: where the weights lie, and in which types it computes.
         seed: together with the step decides what is drawn.
 
     Raises:
@@ -74,7 +72,13 @@ def sampler(
     )
 
     def sample(params: Any, step: int) -> tuple[list[Sample], dict[str, float]]:
-        engine = Engine(model, params, compute_dtype=compute_dtype, mesh=mesh)
+        engine = Engine(
+            model,
+            params,
+            compute_dtype=machine.spec.compute_dtype,
+            cache_dtype=machine.spec.cache_dtype,
+            mesh=machine.mesh,
+        )
         answers = engine.generate(
             [*prompts, *(question.prompt for question in asked)],
             sampling,

@@ -87,8 +87,7 @@ class Supervised:
             chat=self._chat,
             questions=self._data.questions(self._questions),
             stop_ids=bench.stop_ids,
-            compute_dtype=bench.machine.spec.compute_dtype,
-            mesh=bench.machine.mesh,
+            machine=bench.machine,
             seed=self._experiment.seed,
         )
         if sample is None:

@@ -121,6 +121,15 @@ def test_auto_on_the_cpu_computes_in_float32() -> None:
     assert (here.note, here.spec.compute_dtype) == (None, "float32")
 
 
+@pytest.mark.parametrize(
+    ("asked", "platform", "settled"),
+    [("auto", "cpu", "float32"), ("auto", "gpu", "bfloat16"), ("bfloat16", "cpu", "bfloat16")],
+)
+def test_the_type_of_the_cache(asked: str, platform: str, settled: str) -> None:
+    spec = HardwareSpec(compute_dtype="bfloat16", cache_dtype=asked)
+    assert spec.settled(platform).cache_dtype == settled
+
+
 def test_the_compilation_cache_is_made(tmp_path: Path) -> None:
     before = jax.config.jax_compilation_cache_dir
     try:

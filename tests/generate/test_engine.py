@@ -215,9 +215,12 @@ def test_bf16_is_near_fp32(model) -> None:
     whole = Engine(spec, params).generate(PROMPTS, sampling, key=jax.random.key(0))
     half = Engine(spec, params, compute_dtype="bfloat16")
     assert half.prefill(PROMPTS).keys[0].dtype == jnp.bfloat16
-    answers = half.generate(PROMPTS, sampling, key=jax.random.key(0))
-    for (a,), (b,) in zip(whole, answers, strict=True):
-        assert abs(a.log_probs[0] - b.log_probs[0]) < 0.1
+    other = Engine(spec, params, compute_dtype="bfloat16", cache_dtype="float32")
+    assert other.prefill(PROMPTS).keys[0].dtype == jnp.float32
+    for engine in half, other:
+        answers = engine.generate(PROMPTS, sampling, key=jax.random.key(0))
+        for (a,), (b,) in zip(whole, answers, strict=True):
+            assert abs(a.log_probs[0] - b.log_probs[0]) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from llm.models.flash_attention import flash_attention
 
 def to_cache(q, k, v, index: TokenIndex):
     """The same by the function for caches, whose keys and values lie differently."""
-    return attention_to_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), index, index)
+    return attention_to_cache(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), index, index)
 
 
 def plain(q, k, v, index: TokenIndex):
@@ -104,8 +104,8 @@ def test_queries_that_see_nothing_give_numbers() -> None:
     q = jnp.ones((1, 3, 2, 4))
     queries = TokenIndex(jnp.full((1, 3), 7, jnp.int32), jnp.zeros((1, 3), jnp.int32))
     keys = TokenIndex(jnp.ones((1, 3), jnp.int32), jnp.zeros((1, 3), jnp.int32))
-    k = q.swapaxes(1, 2)
-    assert np.isfinite(attention_to_cache(q, k, k, queries, keys)).all()
+    k, v = q.transpose(0, 2, 3, 1), q.swapaxes(1, 2)
+    assert np.isfinite(attention_to_cache(q, k, v, queries, keys)).all()
 
 
 def test_huge_scores_stay_finite() -> None:

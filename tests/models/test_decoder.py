@@ -130,7 +130,7 @@ def test_cache_overflow_is_an_error_and_writes_nothing(spec) -> None:
     active = np.array([[1, 1, 1], [1, 1, 0]], np.int32)
     hidden, after = model(tokens(2, 3, seed=3), cache, segment_ids_BT=active)
     assert np.isnan(hidden[0]).all() and np.isfinite(hidden[1]).all()
-    before_k, after_k = (np.asarray(x.keys[0])[0, :, :6] for x in (cache, after))
+    before_k, after_k = (np.asarray(x.keys[0])[0, :, :, :6] for x in (cache, after))
     np.testing.assert_array_equal(before_k, after_k)
     with pytest.raises(ValueError, match=r"rows \[0\]"):
         after.check()

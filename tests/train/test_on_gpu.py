@@ -41,7 +41,7 @@ def test_the_step_lowers_for_cuda(model) -> None:
 def test_generation_lowers_for_cuda(model) -> None:
     _, factory = parts(model)
     sampling = Sampling(temperature=0.8, top_p=0.9)
-    plan = Plan("bfloat16", program_of(sampling))
+    plan = Plan("bfloat16", "bfloat16", program_of(sampling))
     rows = empty_rows(model, jax.random.key(0), (2, 16), plan)
     stop_ids = np.zeros(1, np.int32)
     trace = decode.trace(

@@ -59,6 +59,7 @@ class Answering:
             bench.model,
             params,
             compute_dtype=machine.spec.compute_dtype,
+            cache_dtype=machine.spec.cache_dtype,
             mesh=machine.mesh,
         )
         before = watch.prefill_seconds

@@ -187,8 +187,7 @@ class GRPO:
             chat=self._chat,
             questions=self._prompts.questions(_ANSWERED),
             stop_ids=bench.stop_ids or (self.tokenizer.separator_id,),
-            compute_dtype=bench.machine.spec.compute_dtype,
-            mesh=bench.machine.mesh,
+            machine=bench.machine,
             seed=self._experiment.seed,
         )
         if sample is None:
