@@ -15,15 +15,12 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def use_one_arena() -> bool:
+def use_one_arena() -> None:
     """Have all threads that start from now on share one heap.
 
     The heaps that threads otherwise get of their own never hold large arrays.
-
-    Returns:
-        Whether the C library could be told.
     """
-    return _set(_M_ARENA_MAX, 1)
+    _set(_M_ARENA_MAX, 1)
 
 
 def keep_freed_memory() -> bool:

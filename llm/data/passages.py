@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from llm.core.spec import RefusedError
+from llm.data.lone_document import cut_place
 from llm.data.source import Skipped, Source
 from llm.data.split import hash_limit, held_out_documents
-from llm.data.token_cache import hashes_of
+from llm.data.token_cache import hash_of
 
 _PASSAGE = 2**14  # characters
 _HELD_OUT = 2**21  # characters of a source that are kept to measure on
@@ -26,7 +27,7 @@ class HeldOut:
 
     They are those that a training run on the same sources holds out, and of many those with the
     smallest hashes, up to 2 million characters of a source: a sample that does not depend on the
-    order of the documents. Of a lone document the end is held out.
+    order of the documents.
 
     Args:
         sources: read until it is certain that something of them is held out.
@@ -44,29 +45,31 @@ class HeldOut:
         self._kept = [_Smallest(_HELD_OUT) for _ in sources]
         self._decide([self._look_at(source) for source in sources])
 
-    def _look_at(self, source: Source) -> list[int]:
-        """Hashes of a source's documents: all, or as many as show that some are held out."""
-        hashes: list[int] = []
+    def _look_at(self, source: Source) -> dict[int, int]:
+        """Bytes of documents by hash: of all of a source, or until some are seen on either side."""
+        sizes: dict[int, int] = {}
         sides = set()
         for document in source.documents(Skipped()):
-            hashes.append(_hash(document.text))
-            sides.add(hashes[-1] < self._limit)
+            value = hash_of(document.text)
+            sizes[value] = len(document.text.encode())
+            sides.add(value < self._limit)
             if len(sides) == 2:
                 break
-        if not hashes:
+        if not sizes:
             raise RefusedError(f"{source.name}: it holds no text")
-        return hashes
+        return sizes
 
-    def _decide(self, hashes: list[list[int]]) -> None:
-        """What small sources need besides the limit, by the rule of `llm.data.split`."""
-        arrays = [np.array(values, np.uint64) for values in hashes]
+    def _decide(self, sizes: list[dict[int, int]]) -> None:
+        """What small sources need besides the limit, by the rules that a run splits them by."""
+        arrays = [np.array(list(of_one), np.uint64) for of_one in sizes]
         masks = held_out_documents(arrays, self._fraction)
         for values, mask in zip(arrays, masks, strict=True):
             for value, held in zip(values.tolist(), mask.tolist(), strict=True):
                 if held != (value < self._limit):
                     self._exceptions[value] = held
         if not any(mask.any() for mask in masks):
-            self._lone = hashes[0][0]
+            everything = {value: size for of_one in sizes for value, size in of_one.items()}
+            self._lone = max(everything, key=lambda value: everything[value])
 
     def without(self, source: int, text: str) -> str:
         """What there is to train on in a document; '' if all of it is held out.
@@ -75,11 +78,11 @@ class HeldOut:
             source: number of its source.
             text: the document.
         """
-        value = _hash(text)
+        value = hash_of(text)
         if value == self._lone:
-            cut = max(1, min(round(len(text) * (1 - self._fraction)), len(text) - 1))
-            self._kept[source].add(value, text[cut:])
-            return text[:cut]
+            place = cut_place(text, self._fraction)
+            self._kept[source].add(value, text[place:])
+            return text[:place]
         if self._exceptions.get(value, value < self._limit):
             self._kept[source].add(value, text)
             return ""
@@ -216,7 +219,3 @@ def _shares(
         # Rounded up, so that all is taken of the source that sets the limit.
         return [math.ceil(min(per_weight) * weight) for weight in weights]
     return [int(characters * weight / sum(weights)) for weight in weights]
-
-
-def _hash(text: str) -> int:
-    return int(hashes_of([text.encode()])[0])

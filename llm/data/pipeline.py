@@ -31,8 +31,8 @@ from llm.data.questions import Question, questions
 from llm.data.rows import Rows
 from llm.data.sources import open_source
 from llm.data.specs import DataSpec, PackedSpec
-from llm.data.split import Spans, Split, split_documents
-from llm.data.token_cache import TokenCache, tokenise
+from llm.data.split import Spans, Split, tokenise_and_split
+from llm.data.token_cache import TokenCache
 from llm.data.tokenizer import Tokenizer
 
 
@@ -162,8 +162,7 @@ def build_data(
     tokenizer = tokenizer or build_tokenizer(spec.tokenizer, sources, weights, cache_dir)
     if chat is not None:
         tokenizer = tokenizer.with_special_tokens(chat.new_tokens)
-    caches = [tokenise(source, tokenizer, cache_dir) for source in sources]
-    split = split_documents(caches, spec.eval_fraction)
+    caches, split = tokenise_and_split(sources, tokenizer, cache_dir, spec.eval_fraction)
     unfit: list[dict[str, int]] = [{} for _ in caches]
     if chat is not None:
         split, unfit = _fit_rows(spec, chat, caches, split)

@@ -2,18 +2,22 @@
 
 Decided by a hash of the document's text, so that the choice depends on nothing else (not on the
 seed, the order or the number of documents) and copies of a document are on the same side, across
-the sources of a mixture too.
+the sources of a mixture too. Of a lone document the end is held out, see `llm.data.lone_document`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from loguru import logger
 
-from llm.data.token_cache import TokenCache
+from llm.data.lone_document import cut_the_longest
+from llm.data.source import Source
+from llm.data.token_cache import TokenCache, tokenise
+from llm.data.tokenizer import Tokenizer
 
 Array = np.ndarray[Any, Any]
 
@@ -36,21 +40,42 @@ class Split(NamedTuple):
     held_out: list[Spans]
 
 
-def split_documents(caches: Sequence[TokenCache], fraction: float) -> Split:
-    """Hold out about `fraction` of the documents; 0 holds out none.
+def tokenise_and_split(
+    sources: Sequence[Source], tokenizer: Tokenizer, cache_dir: Path, fraction: float
+) -> tuple[list[TokenCache], Split]:
+    """Tokenise sources (cached), and hold out about `fraction` of their documents.
 
     Each source keeps at least one document to train on, and at least one document is held out of
-    all together. Where every source has just one, the end of the longest is held out.
+    all together. Where none can be spared, it is the end of the longest; of conversations nothing,
+    since the end of one says little without its beginning.
+
+    Args:
+        sources: where documents come from, all in one format.
+        tokenizer: of the model.
+        cache_dir: for what is tokenised.
+        fraction: 0 holds out nothing.
+
+    Raises:
+        RefusedError: a source cannot be read or holds no text, or its one document cannot be cut.
     """
-    spans = [_whole_documents(cache) for cache in caches]
-    nothing = [Spans(span.start[:0], span.length[:0]) for span in spans]
-    if fraction == 0:
-        return Split(spans, nothing)
-    hashes = [np.asarray(cache.hashes) for cache in caches]
-    held = held_out_documents(hashes, fraction)
-    if not any(mask.any() for mask in held):
-        return _hold_out_an_end(spans, hashes, fraction)
-    pairs = list(zip(spans, held, strict=True))
+    caches = [tokenise(source, tokenizer, cache_dir) for source in sources]
+    held = held_out_documents([np.asarray(cache.hashes) for cache in caches], fraction)
+    if fraction and not any(mask.any() for mask in held):
+        if all(source.format.trains_all for source in sources):
+            caches, held = cut_the_longest(sources, caches, tokenizer, cache_dir, fraction)
+        else:
+            logger.warning("no conversation can be spared for evaluation: nothing is held out")
+    return caches, split_documents(caches, held)
+
+
+def split_documents(caches: Sequence[TokenCache], held: Sequence[Array]) -> Split:
+    """The documents of some caches on either side.
+
+    Args:
+        caches: tokenised sources.
+        held: bool [D] of each, which documents are held out.
+    """
+    pairs = [(_whole_documents(cache), mask) for cache, mask in zip(caches, held, strict=True)]
     return Split([_take(s, ~mask) for s, mask in pairs], [_take(s, mask) for s, mask in pairs])
 
 
@@ -73,8 +98,10 @@ def held_out_documents(hashes: Sequence[Array], fraction: float) -> list[Array]:
 
     Args:
         hashes: uint64 [D] of each source's documents, see `llm.data.token_cache.hashes_of`.
-        fraction: about this share.
+        fraction: about this share; 0 holds out nothing.
     """
+    if not fraction:
+        return [np.zeros(len(values), bool) for values in hashes]
     held = [values < np.uint64(hash_limit(fraction)) for values in hashes]
     for values, mask in zip(hashes, held, strict=True):
         if mask.all():
@@ -89,23 +116,3 @@ def held_out_documents(hashes: Sequence[Array], fraction: float) -> list[Array]:
     if not len(candidates):
         return held
     return [values == candidates[0] for values in hashes]
-
-
-def _hold_out_an_end(spans: list[Spans], hashes: list[Array], fraction: float) -> Split:
-    """Cut the longest document in two: train on its beginning, evaluate on its end."""
-    source = int(np.argmax([span.length.max() for span in spans]))
-    longest = int(np.argmax(spans[source].length))
-    length = int(spans[source].length[longest])
-    keep = max(1, min(round(length * (1 - fraction)), length - 2))
-    logger.warning(
-        "there is only one document to train on: its last {:,} of {:,} tokens are held out",
-        length - keep,
-        length,
-    )
-    train = []
-    for span, values in zip(spans, hashes, strict=True):
-        copies = values == hashes[source][longest]  # a copy's end must not be trained on either
-        train.append(Spans(span.start, np.where(copies, keep, span.length)))
-    end = Spans(spans[source].start[longest : longest + 1] + keep, np.array([length - keep]))
-    nothing = [Spans(span.start[:0], span.length[:0]) for span in spans]
-    return Split(train, [end if n == source else nothing[n] for n in range(len(spans))])

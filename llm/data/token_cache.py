@@ -236,3 +236,8 @@ def hashes_of(texts: Sequence[bytes]) -> np.ndarray:
     """uint64 [D], by which documents are told apart and some of them held out."""
     hashes = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(hashes), "<u8")
+
+
+def hash_of(text: str) -> int:
+    """The hash of one text."""
+    return int(hashes_of([text.encode()])[0])

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from llm.eval.asking import Asking, check_length
+from llm.eval.asking import Asking
 from llm.eval.measures import accuracy, pass_at
 from llm.eval.questions import QuestionSet
+from llm.eval.scorer import check_finite
 from llm.generate.language_model import LanguageModel
 from llm.generate.specs import Sampling
 from llm.generate.stop_strings import Cut
@@ -23,7 +24,6 @@ def write_answers(
     task: QuestionSet,
     sampling: Sampling,
     *,
-    context: int,
     samples: int,
     batch_size: int,
     seed: int,
@@ -35,7 +35,6 @@ def write_answers(
         how: it is asked.
         task: the questions.
         sampling: how answers are drawn; besides, the likeliest tokens are taken once.
-        context: tokens that prompt and answer have room in.
         samples: answers to draw to each question; 0: none.
         batch_size: answers that are written at a time.
         seed: all randomness follows from it.
@@ -44,10 +43,9 @@ def write_answers(
         Accuracy, pass@k, and the first answers, as result.json has them.
 
     Raises:
-        RefusedError: a prompt leaves no room for an answer.
+        NotFiniteError: the probability of what was written is no number.
     """
     prompts = [how.prompt(question, task.shots) for question in task.questions]
-    check_length(task, prompts, context - sampling.max_new_tokens)
     cut = Cut(lm.tokenizer, how.stops)
 
     def write(sampling: Sampling, n: int) -> list[list[str]]:
@@ -60,6 +58,8 @@ def write_answers(
             batch_size=batch_size,
             is_over=cut.is_over if how.stops else None,
         )
+        for answer in (answer for of_one in answers for answer in of_one):
+            check_finite(answer.log_probs, f"task {task.name}, an answer")
         return [[cut.text(answer.ids).strip() for answer in of_one] for of_one in answers]
 
     likeliest = [texts[0] for texts in write(sampling.replace(temperature=0.0), 1)]

@@ -10,7 +10,7 @@ from llm.data.chat_template import ChatTemplate
 from llm.data.chat_tokens import encode_chat, template_of
 from llm.data.tokenizer import Tokenizer
 from llm.eval.questions import Question, QuestionSet
-from llm.generate.language_model import LanguageModel
+from llm.hub.pretrained import Pretrained
 
 _PLAIN_SHOTS = 3  # in plain text a model has to be shown what is asked of it
 
@@ -65,25 +65,25 @@ def continuation(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
     return tokenizer.encode(before + text)[len(tokenizer.encode(before)) :]
 
 
-def asking(lm: LanguageModel, chat: str) -> Asking:
+def asking(pretrained: Pretrained, chat: str) -> Asking:
     """How this model is asked.
 
     Args:
-        lm: the model.
+        pretrained: the model.
         chat: `auto`, `always` or `never` in its chat template.
 
     Raises:
         RefusedError: it has no template, and `chat=always`.
     """
-    source = lm.chat_template
+    source, tokenizer = pretrained.chat_template, pretrained.tokenizer
     if chat == "always" and source is None:
         raise RefusedError(
-            f"chat=always: {lm.pretrained.source} has no chat template; chat=auto asks in plain "
+            f"chat=always: {pretrained.source} has no chat template; chat=auto asks in plain "
             "text then"
         )
     if chat == "never" or source is None:
-        return Asking(lm.tokenizer, None)
-    return Asking(lm.tokenizer, template_of(lm.tokenizer, source, lm.stop_ids[0]))
+        return Asking(tokenizer, None)
+    return Asking(tokenizer, template_of(tokenizer, source, pretrained.end_ids[0]))
 
 
 def shots_for(how: Asking, wanted: int | None) -> int:
@@ -93,15 +93,25 @@ def shots_for(how: Asking, wanted: int | None) -> int:
     return 0 if how.template else _PLAIN_SHOTS
 
 
-def check_length(task: QuestionSet, prompts: Sequence[Sequence[int]], room: int) -> None:
+def check_length(how: Asking, task: QuestionSet, context: int, max_new_tokens: int) -> None:
     """Refuse questions that do not fit, rather than ask half of them.
+
+    Args:
+        how: they are asked.
+        task: the questions.
+        context: tokens that a question has room in, with its answer.
+        max_new_tokens: of an answer that is written; of choices, the longest counts.
 
     Raises:
         RefusedError: with the longest.
     """
-    longest = max(map(len, prompts))
-    if longest > room:
+    answer = max_new_tokens
+    if task.picks:  # nothing follows a choice's last token
+        choices = ((q, text) for q in task.questions for text in q.choices)
+        answer = max(len(how.choice(q, task.shots, text)) for q, text in choices) - 1
+    longest = max(len(how.prompt(question, task.shots)) for question in task.questions)
+    if longest > context - answer:
         raise RefusedError(
-            f"task {task.name}: a prompt of {longest} tokens, and the context has room for {room}; "
-            "fewer shots or max_new_tokens, or a larger context"
+            f"task {task.name}: a prompt of {longest} tokens, and the context has room for "
+            f"{context - answer}; fewer shots or max_new_tokens, or a larger context"
         )

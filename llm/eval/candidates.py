@@ -1,100 +1,145 @@
-"""The models to be evaluated: loaded one after the other, checked, with what is known of them."""
+"""The checkpoints to be evaluated: all are opened and checked before the first is scored."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from llm.core.machine import Machine
+from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, spec_from_json
-from llm.data.conversations import ChatSettings
-from llm.data.specs import DocumentsSpec
 from llm.data.tokenizer import Tokenizer
+from llm.eval.asking import Asking, asking, check_length, shots_for
+from llm.eval.questions import QuestionSet, question_set
 from llm.eval.scorer import Scorer
 from llm.eval.specs import EvaluateSpec
+from llm.eval.text_loss import Corpus, read_corpora
+from llm.eval.text_plan import TextPlan, text_plan
 from llm.generate.language_model import LanguageModel, load
 from llm.hub.checkpoints import read_checkpoint_meta
 from llm.hub.pretrained import Pretrained
+from llm.hub.sources import open_source
 from llm.models.kernels import check_kernel
 from llm.train.experiment import ExperimentSpec
-from llm.train.supervised_specs import PretrainSpec, SFTSpec
-
-_FRACTION = 0.005  # as in a run that says nothing else
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and how it is scored."""
+    """A checkpoint whose weights are not read yet, and what it is scored on."""
 
-    words: str
-    """What the user calls it; of `last`, the checkpoint that it was."""
-    lm: LanguageModel
-    scorer: Scorer
-    experiment: ExperimentSpec | None
-    """Of the run it comes from; None if it comes from elsewhere."""
+    pretrained: Pretrained
+    context: int
+    """Tokens that it is given at once."""
+    how: Asking
+    tasks: tuple[QuestionSet, ...]
+    text: TextPlan | None
+    """None: no text."""
 
     @property
-    def n_params(self) -> int:
-        """Numbers it is made of."""
-        return sum(x.size for x in jax.tree.leaves(self.lm.params))
+    def words(self) -> str:
+        """What the user calls it; of `last`, the checkpoint that it was."""
+        return self.pretrained.source
+
+    def load(self, spec: EvaluateSpec, hardware: HardwareSpec) -> tuple[LanguageModel, Scorer]:
+        """Read the weights."""
+        lm = load(
+            self.pretrained,
+            dtype=spec.dtype,
+            compute_dtype=hardware.compute_dtype,
+            cache_dtype=hardware.cache_dtype,
+        )
+        scorer = Scorer(
+            lm.engine,
+            context=self.context,
+            attention=hardware.attention,
+            loss_chunk=hardware.loss_chunk or 512,
+            batch_tokens=spec.batch_tokens,
+        )
+        return lm, scorer
 
     def identity(self) -> dict[str, Any]:
         """What tells this checkpoint from others, as JSON."""
-        lineage = self.lm.pretrained.lineage
+        tokenizer = self.pretrained.tokenizer
         return {
             "checkpoint": self.words,
-            "lineage": lineage,
-            "model": self.lm.spec.name,
-            "parameters": self.n_params,
-            "tokenizer": self.lm.tokenizer.fingerprint,
-            "vocabulary": self.lm.tokenizer.vocab_size,
-            "context": self.scorer.context,
+            "lineage": self.pretrained.lineage,
+            "model": self.pretrained.spec.name,
+            "tokenizer": tokenizer.fingerprint,
+            "vocabulary": tokenizer.vocab_size,
+            "context": self.context,
         }
 
 
-def candidate(words: str, spec: EvaluateSpec, machine: Machine) -> Candidate:
-    """Load a model.
+def candidate(words: str, spec: EvaluateSpec, hardware: HardwareSpec) -> Candidate:
+    """Open a checkpoint.
 
     Raises:
-        RefusedError: there is none, it is not the one for the tokenizer that is given, or it does
-            not see as much as the context that is wanted.
+        RefusedError: there is none, its tokenizer is not the one that is given, it does not see as
+            much as the context that is wanted or a question needs, or no text is known for it.
     """
-    hardware = machine.spec
-    types = {"compute_dtype": hardware.compute_dtype, "cache_dtype": hardware.cache_dtype}
-    lm = load(words, dtype=spec.dtype, **types)
-    experiment = _experiment(lm.pretrained)
-    _check_pairing(words, lm, spec.data.tokenizer.path)
+    pretrained = open_source(words)
+    _check_pairing(pretrained, spec.data.tokenizer.path)
+    check_kernel(hardware.attention, pretrained.spec, hardware.compute_dtype)
+    experiment = _experiment(pretrained)
+    context = _context(pretrained, experiment, spec)
+    how = asking(pretrained, spec.chat if spec.tasks or spec.lm_eval else "never")
+    tasks = []
+    for word in spec.tasks:
+        task = question_set(word, limit=spec.limit, shots=shots_for(how, spec.shots))
+        check_length(how, task, context, spec.max_new_tokens)
+        tasks.append(task)
+    text = text_plan(pretrained, experiment, spec.data) if spec.measures_text else None
+    return Candidate(pretrained, context, how, tuple(tasks), text)
+
+
+def read_texts(candidates: Sequence[Candidate], spec: EvaluateSpec) -> list[list[Corpus]]:
+    """What each one is scored on, tokenised (cached); nothing where no text is wanted.
+
+    Raises:
+        RefusedError: a source cannot be read, or nothing of it is held out.
+    """
+    known: dict[tuple[TextPlan, str], list[Corpus]] = {}  # steps of one run have all in common
+    found: list[list[Corpus]] = []
+    for one in candidates:
+        if one.text is None:
+            found.append([])
+            continue
+        key = one.text, one.pretrained.tokenizer.fingerprint
+        if key not in known:
+            known[key] = read_corpora(
+                one.text.sources,
+                one.pretrained.tokenizer,
+                split=spec.split,
+                eval_fraction=one.text.eval_fraction,
+                cache_dir=Path(spec.data.cache_dir).expanduser(),
+                chat=one.text.chat,
+            )
+        found.append(known[key])
+    return found
+
+
+def _context(pretrained: Pretrained, experiment: ExperimentSpec | None, spec: EvaluateSpec) -> int:
+    words, longest = pretrained.source, pretrained.spec.max_seq_len
     context = spec.context
     if context is None:
-        context = lm.spec.max_seq_len
-        if experiment is not None:
-            # Beyond that, positions may be ones that it was never trained on.
-            context = min(context, experiment.data.seq_len)
-    if context > lm.spec.max_seq_len:
-        raise RefusedError(f"context={context}: {words} sees {lm.spec.max_seq_len} tokens at most")
+        # Beyond its run's, positions may be ones that it was never trained on.
+        context = longest if experiment is None else min(longest, experiment.data.seq_len)
+    if context > longest:
+        raise RefusedError(f"context={context}: {words} sees {longest} tokens at most")
     if spec.stride is not None and spec.stride > context:
         raise RefusedError(f"stride={spec.stride}: longer than the context of {words}, {context}")
-    check_kernel(hardware.attention, lm.spec, hardware.compute_dtype)
-    scorer = Scorer(
-        lm.engine,
-        context=context,
-        attention=hardware.attention,
-        loss_chunk=hardware.loss_chunk or 512,
-        batch_tokens=spec.batch_tokens,
-    )
-    return Candidate(lm.pretrained.source, lm, scorer, experiment)
+    return context
 
 
-def _check_pairing(words: str, lm: LanguageModel, path: str | None) -> None:
-    if lm.tokenizer.vocab_size > lm.spec.vocab:
+def _check_pairing(pretrained: Pretrained, path: str | None) -> None:
+    words, tokenizer = pretrained.source, pretrained.tokenizer
+    if tokenizer.vocab_size > pretrained.spec.vocab:
         raise RefusedError(
-            f"checkpoint={words}: its tokenizer has {lm.tokenizer.vocab_size} tokens, the model "
-            f"only {lm.spec.vocab}: they do not belong together"
+            f"checkpoint={words}: its tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"only {pretrained.spec.vocab}: they do not belong together"
         )
-    if path is not None and Tokenizer.load(path).fingerprint != lm.tokenizer.fingerprint:
+    if path is not None and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise RefusedError(
             f"data.tokenizer.path={path}: is another tokenizer than that of checkpoint={words}; a "
             "model can only be evaluated with its own (leave the word out to take that)"
@@ -102,63 +147,10 @@ def _check_pairing(words: str, lm: LanguageModel, path: str | None) -> None:
 
 
 def _experiment(pretrained: Pretrained) -> ExperimentSpec | None:
-    """The run's, which its checkpoints carry."""
+    """The run's, which its checkpoints carry; None if it comes from elsewhere."""
     folder = pretrained.lineage.get("checkpoint")
     if folder is None:
         return None
     specs = read_checkpoint_meta(Path(folder)).get("experiment")
     experiment = None if specs is None else spec_from_json(specs)
     return experiment if isinstance(experiment, ExperimentSpec) else None
-
-
-@dataclass(frozen=True)
-class TextPlan:
-    """Which text, and how it is read."""
-
-    sources: tuple[DocumentsSpec, ...]
-    eval_fraction: float
-    chat: ChatSettings | None
-
-
-def text_plan(model: Candidate, spec: EvaluateSpec) -> TextPlan:
-    """The text that the words name, or that the checkpoint was trained on.
-
-    Raises:
-        RefusedError: neither is there, or conversations are to be read without a chat template.
-    """
-    data, experiment = spec.data, model.experiment
-    loss_on = data.loss_on
-    sources: tuple[DocumentsSpec, ...] = (data,)
-    if data.source == "auto":
-        if experiment is None:
-            raise RefusedError(
-                f"checkpoint={model.words}: what it was trained on is not known here; name a text "
-                "(data.source=text data.path=...), tasks=[...] or suite=core"
-            )
-        trainer = experiment.trainer
-        if isinstance(trainer, SFTSpec):
-            loss_on = trainer.loss_on
-        elif not isinstance(trainer, PretrainSpec):
-            raise RefusedError(
-                f"checkpoint={model.words}: trainer={trainer.name} learned from rewards, its data "
-                "has no text to score; name tasks=[...] or a text (data.source=...)"
-            )
-        sources = experiment.data.sources
-    fraction = data.eval_fraction
-    if fraction is None:
-        own = experiment.data.eval_fraction if experiment and data.source == "auto" else 0.0
-        fraction = own or _FRACTION
-    return TextPlan(sources, fraction, _chat(model, loss_on))
-
-
-def _chat(model: Candidate, loss_on: str) -> ChatSettings | None:
-    if loss_on == "text":
-        return None
-    template = model.lm.chat_template
-    if template is None:
-        raise RefusedError(
-            f"data.loss_on={loss_on}: {model.words} has no chat template; data.loss_on=text reads "
-            "plain documents"
-        )
-    names = {index: name for name, index in model.lm.tokenizer.special_ids.items()}
-    return ChatSettings(template, loss_on=loss_on, end=names.get(model.lm.stop_ids[0]))

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm.core.spec import RefusedError
-from llm.eval.asking import Asking, check_length
+from llm.eval.asking import Asking
 from llm.eval.measures import accuracy
 from llm.eval.questions import QuestionSet
-from llm.eval.scorer import Query, Scored, Scorer
+from llm.eval.scorer import Query, Scored, Scorer, check_finite
 
 
 class Picked(NamedTuple):
@@ -27,14 +26,10 @@ def pick(scores: Sequence[Scored], texts: Sequence[str], task: str) -> Picked:
     """The likeliest of several continuations.
 
     Raises:
-        RefusedError: a log-probability is not finite; `task` is what the message names.
+        NotFiniteError: a log-probability is no number; `task` is what the message names.
     """
     log_probs = np.array([one.log_probs.astype(np.float64).sum() for one in scores])
-    if not np.isfinite(log_probs).all():
-        raise RefusedError(
-            f"{task}: the model's log-probabilities of the choices are {log_probs.tolist()}; a "
-            "model whose numbers are not finite has no score"
-        )
+    check_finite(log_probs, f"{task}, the choices")
     sizes = np.array([len(text.encode()) for text in texts])
     return Picked(_best(log_probs), _best(log_probs / sizes))
 
@@ -55,15 +50,13 @@ def answer_choices(scorer: Scorer, how: Asking, task: QuestionSet) -> dict[str, 
         Accuracies with their intervals, as result.json has them.
 
     Raises:
-        RefusedError: a question is longer than the context, or the model gives no finite number.
+        NotFiniteError: the probability of a choice is no number.
     """
     queries = []
     for question in task.questions:
         prompt = how.prompt(question, task.shots)
         choices = [how.choice(question, task.shots, text) for text in question.choices]
         queries.append(Query(prompt, choices))
-    longest = max(len(ids) for query in queries for ids in query.continuations)
-    check_length(task, [query.context for query in queries], scorer.context - longest + 1)
     right, right_per_byte = [], []
     for question, scores in zip(task.questions, scorer(queries), strict=True):
         picked = pick(scores, question.choices, f"task {task.name}")

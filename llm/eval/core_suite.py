@@ -215,7 +215,7 @@ def core_suite(scorer: Scorer, tokenizer: Tokenizer, limit: int | None = None) -
         limit: questions of each task; None: 100, or as many as there are.
 
     Raises:
-        RefusedError: the model gives a number that is not finite.
+        NotFiniteError: the probability of a choice is no number.
     """
     by_task = {name: items(name, limit or QUESTIONS) for name in TASKS}
     queries = [

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
 from loguru import logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llm.core.hardware import HardwareSpec
 from llm.core.machine import claim
 from llm.eval.answers import write_answers
-from llm.eval.asking import asking, shots_for
-from llm.eval.candidates import Candidate, candidate, text_plan
+from llm.eval.candidates import Candidate, candidate, read_texts
 from llm.eval.choices import answer_choices
 from llm.eval.core_suite import core_suite
 from llm.eval.early_checks import check_words
 from llm.eval.harness import run_harness
-from llm.eval.questions import question_set
+from llm.eval.questions import QuestionSet
 from llm.eval.result_files import note_in_run, with_interval, write_results
 from llm.eval.specs import EvaluateSpec
-from llm.eval.text_loss import TextLoss, documents, merged, read_corpora, text_loss
+from llm.eval.text_loss import Corpus, TextLoss, documents, merged, text_loss
+from llm.eval.text_plan import TextPlan
 from llm.eval.token_file import TokenFile, open_token_file
 from llm.report.ledger import Ledger
 from llm.report.numbers import si
@@ -43,7 +45,10 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
         The content of result.json.
 
     Raises:
-        RefusedError: something cannot work; what was scored before is in the files.
+        RefusedError: something cannot work. Nothing was scored then, unless it is a task of
+            lm-evaluation-harness, which is looked at when its turn comes.
+        NotFiniteError: what a model computes are no numbers. Of this, as of any error while a
+            checkpoint is scored, result.json tells, beside what was scored before.
     """
     check_words(spec)
     per_token = None if spec.per_token is None else Path(spec.per_token).expanduser()
@@ -51,6 +56,9 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
     machine = claim(spec.hardware)
     if machine.note:
         logger.warning(machine.note)
+    with ledger("prepare"):  # whatever is refused is refused before the work begins
+        candidates = [candidate(words, spec, machine.spec) for words in spec.checkpoints]
+        texts = read_texts(candidates, spec)
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
 
@@ -72,16 +80,13 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
 
     try:
         with nullcontext() if per_token is None else open_token_file(per_token) as tokens:
-            for words in spec.checkpoints:
-                with ledger("load"):
-                    model = candidate(words, spec, machine)
-                results.append(_Evaluation(spec, model, ledger, tokens).result())
-                del model  # before the next one is loaded
+            for one, corpora in zip(candidates, texts, strict=True):
+                scored = _Evaluation(spec, one, corpora, machine.spec, ledger, tokens).result()
+                results.append(scored)
                 record = write("running")
                 note_in_run(record, record["checkpoints"][-1], folder)
     except BaseException as error:
-        if results:  # hours of work, perhaps; a refusal of the first one leaves no result
-            write("failed", error)
+        write("failed", error)
         raise
     record = write("finished")
     _track(spec, folder, record)
@@ -89,29 +94,36 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
 
 
 class _Evaluation:
-    """Of one checkpoint."""
+    """Of one checkpoint, whose weights are in memory as long as this is."""
 
     def __init__(
-        self, spec: EvaluateSpec, model: Candidate, ledger: Ledger, tokens: TokenFile | None
+        self,
+        spec: EvaluateSpec,
+        candidate: Candidate,
+        corpora: Sequence[Corpus],
+        hardware: HardwareSpec,
+        ledger: Ledger,
+        tokens: TokenFile | None,
     ) -> None:
-        self.spec, self.model, self.ledger, self.tokens = spec, model, ledger, tokens
+        self.spec, self.candidate, self.corpora = spec, candidate, corpora
+        self.words, self.ledger, self.tokens = candidate.words, ledger, tokens
+        with ledger("load"):
+            self.lm, self.scorer = candidate.load(spec, hardware)
 
     def result(self) -> dict[str, Any]:
-        spec, scorer = self.spec, self.model.scorer
-        result = self.model.identity()
-        logger.info(
-            "{}: {} parameters, context of {}", self.model.words, si(self.model.n_params),
-            scorer.context,
-        )  # fmt: skip
-        if spec.measures_text:
+        spec, scorer = self.spec, self.scorer
+        n_params = sum(x.size for x in jax.tree.leaves(self.lm.params))
+        result = {**self.candidate.identity(), "parameters": n_params}
+        logger.info("{}: {} parameters, context of {}", self.words, si(n_params), scorer.context)
+        if self.candidate.text is not None:
             with self.ledger("text"):
-                result["text"] = self._text()
+                result["text"] = self._text(self.candidate.text)
         if spec.suite is not None:
             with self.ledger("suite"):
                 result["suites"] = {spec.suite: self._suite()}
         if spec.tasks:
             with self.ledger("tasks"):
-                result["tasks"] = dict(map(self._task, spec.tasks))
+                result["tasks"] = {task.name: self._task(task) for task in self.candidate.tasks}
         if spec.lm_eval:
             with self.ledger("lm_eval"):
                 result["lm_eval"] = self._harness()
@@ -120,24 +132,15 @@ class _Evaluation:
             result["tokens_per_second"] = scorer.tokens / scorer.seconds
         return result
 
-    def _text(self) -> dict[str, Any]:
-        spec, model = self.spec, self.model
-        plan = text_plan(model, spec)
-        corpora = read_corpora(
-            plan.sources,
-            model.lm.tokenizer,
-            split=spec.split,
-            eval_fraction=plan.eval_fraction,
-            cache_dir=Path(spec.data.cache_dir).expanduser(),
-            chat=plan.chat,
-        )
-        stride = spec.stride or model.scorer.context
+    def _text(self, plan: TextPlan) -> dict[str, Any]:
+        spec = self.spec
+        stride = spec.stride or self.scorer.context
         losses: dict[str, TextLoss] = {}
-        for corpus in corpora:
+        for corpus in self.corpora:
             total = int(corpus.spans.length.sum()) if spec.limit is None else None
-            with _progress(f"{model.words} on {corpus.name}", total) as advance:
+            with _progress(f"{self.words} on {corpus.name}", total) as advance:
                 losses[corpus.name] = text_loss(
-                    model.scorer,
+                    self.scorer,
                     documents(corpus, ends=spec.data.ends, limit=spec.limit),
                     stride=stride,
                     sink=self._sink(),
@@ -147,12 +150,12 @@ class _Evaluation:
                 logger.warning(
                     "{} on {}: the loss is {}. THE MODEL IS BROKEN, or its numbers do not fit into "
                     "the type that is computed in; the result holds null",
-                    model.words, corpus.name, losses[corpus.name].loss,
+                    self.words, corpus.name, losses[corpus.name].loss,
                 )  # fmt: skip
         everything = merged(list(losses.values())).to_json()
         logger.info(
             "{}: loss {:.4f}, perplexity {:.3f}, {:.4f} bits per byte over {:,} documents",
-            model.words, everything["loss"], everything["perplexity"],
+            self.words, everything["loss"], everything["perplexity"],
             everything["bits_per_byte"], everything["documents"],
         )  # fmt: skip
         return {
@@ -164,52 +167,47 @@ class _Evaluation:
         }
 
     def _suite(self) -> dict[str, Any]:
-        model = self.model
-        scores = core_suite(model.scorer, model.lm.tokenizer, self.spec.limit)
-        logger.info("{}: suite core {}", model.words, _with_interval(scores, "score"))
+        scores = core_suite(self.scorer, self.lm.tokenizer, self.spec.limit)
+        logger.info("{}: suite core {}", self.words, _with_interval(scores, "score"))
         return scores
 
-    def _task(self, word: str) -> tuple[str, dict[str, Any]]:
-        spec, model = self.spec, self.model
-        how = asking(model.lm, spec.chat)
-        task = question_set(word, limit=spec.limit, shots=shots_for(how, spec.shots))
+    def _task(self, task: QuestionSet) -> dict[str, Any]:
+        spec, how = self.spec, self.candidate.how
         if task.picks:
-            result = answer_choices(model.scorer, how, task)
+            result = answer_choices(self.scorer, how, task)
         else:
             result = write_answers(
-                model.lm,
+                self.lm,
                 how,
                 task,
                 spec.sampling(),
-                context=model.scorer.context,
                 samples=spec.samples,
                 batch_size=spec.batch_size,
                 seed=spec.seed,
             )
-        logger.info("{}: {} {}", model.words, task.name, _with_interval(result, "accuracy"))
-        asked = {"chat": how.template is not None, "shots": len(task.shots)}
-        return task.name, {**result, **asked}
+        logger.info("{}: {} {}", self.words, task.name, _with_interval(result, "accuracy"))
+        return {**result, "chat": how.template is not None, "shots": len(task.shots)}
 
     def _harness(self) -> dict[str, Any]:
-        spec, model = self.spec, self.model
+        spec = self.spec
         found = run_harness(
-            model.lm,
-            model.scorer,
+            self.lm,
+            self.scorer,
             spec.lm_eval,
-            chat=asking(model.lm, spec.chat).template is not None,
+            chat=self.candidate.how.template is not None,
             shots=spec.shots,
             limit=spec.limit,
             batch_size=spec.batch_size,
             seed=spec.seed,
         )
         for name, measures in found.items():
-            logger.info("{}: {} {}", model.words, name, measures)
+            logger.info("{}: {} {}", self.words, name, measures)
         return found
 
     def _sink(self) -> Callable[..., None] | None:
         if self.tokens is None:
             return None
-        add, words, tokenizer = self.tokens.add, self.model.words, self.model.lm.tokenizer
+        add, words, tokenizer = self.tokens.add, self.words, self.lm.tokenizer
         return lambda document, log_probs: add(words, tokenizer, document, log_probs)
 
 

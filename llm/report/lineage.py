@@ -6,10 +6,11 @@ an export's certificate.json names the run it was made of.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -51,21 +52,30 @@ def tokenizer_run(path: str | None) -> str | None:
 def lineage(folder: Path) -> list[Stage]:
     """The stages that led to a folder, the oldest first; the folder is the last.
 
+    A parent that descends from its own child, as files that were copied or edited may have it, is
+    left out with a warning.
+
     Args:
         folder: of a run, or of an export.
     """
     found: dict[Path, Stage] = {}
-    _walk(folder, found)
+    _walk(folder, found, frozenset())
     return list(found.values())
 
 
-def _walk(folder: Path, found: dict[Path, Stage]) -> None:
+def _walk(folder: Path, found: dict[Path, Stage], descendants: frozenset[Path]) -> None:
     key = folder.resolve()
     if key in found:
         return
     stage = _stage(folder)
+    descendants |= {key}
     for parent in stage.parents:
-        _walk(parent, found)
+        if parent.resolve() in descendants:
+            logger.warning("{}: its parent {} descends from it: left out", folder, parent)
+            others = tuple(one for one in stage.parents if one != parent)
+            stage = replace(stage, parents=others)
+        else:
+            _walk(parent, found, descendants)
     found[key] = stage
 
 

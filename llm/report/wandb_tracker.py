@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from loguru import logger
 from llm.report.specs import TrackerSpec
 from llm.report.wandb_artifacts import checkpoint_artifact, parent_artifact
 from llm.report.wandb_resume import Event, Rows, last_step_on_disk
+from llm.report.wandb_service import end_service, has_lost_service
 from llm.report.wandb_start import (
     brief,
     choose_mode,
@@ -186,7 +186,7 @@ class WandbTracker:
             return self._state in ("done", "off")
         self._state = "abandoned"
         logger.warning("W&B does not answer; the run ends without it. {}", self.sync_hint())
-        self._end_service()
+        end_service(self._wandb)
         return False
 
     def sync_hint(self) -> str:
@@ -245,8 +245,8 @@ class WandbTracker:
             self._state = "broken"
             self._queue.clear()
             self._warn(f"W&B failed ({brief(error)}). The run goes on without it.")
-            if self._service_process() and self._service_process().poll() is not None:
-                self._end_service()
+            if has_lost_service(self._wandb):
+                end_service(self._wandb)
 
     def _sum_up(self, run: Any, past: Sequence[Event] = ()) -> None:
         """Write the summary of a continued run: W&B's own would be that of its newest part."""
@@ -296,7 +296,7 @@ class WandbTracker:
             mode = "offline"
             # W&B's service still holds the id of the run that it could not start, and would try to
             # reach the server once more when Python exits: a new service knows nothing of it.
-            self._end_service()
+            end_service(wandb)
             run = self._initialise(wandb, mode)
         if mode == "online":
             prepare_for_tables(wandb, run)
@@ -347,28 +347,3 @@ class WandbTracker:
         if kind not in self._said:
             self._said.add(kind)
             logger.warning("{}", message)
-
-    def _service_process(self) -> Any:
-        """W&B's background process if this process started it. W&B has no public way to ask."""
-        try:
-            return self._wandb.setup()._connection._proc._process
-        except Exception:
-            return None
-
-    def _end_service(self) -> None:
-        """End W&B's background process and forget it.
-
-        Else W&B waits for it when Python exits, if need be for ever, and a next run in this process
-        would be sent to it too. What it has written to disk can be synced later.
-        """
-
-        def teardown() -> None:
-            with suppress(BaseException):
-                self._wandb.teardown()
-
-        if process := self._service_process():
-            process.kill()
-            process.wait()
-            thread = threading.Thread(target=teardown, name="wandb-teardown", daemon=True)
-            thread.start()
-            thread.join(5.0)

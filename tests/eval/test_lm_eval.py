@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from harness_tasks import write_tasks
 
 from llm.core.spec import RefusedError
 from llm.eval.harness import _measures, local_tasks, run_harness
-from llm.eval.scorer import Scorer
+from llm.eval.scorer import NotFiniteError, Scorer
 from llm.generate.language_model import LanguageModel, save_hf
 
 PROMPTS = ["def return self", "for in import x", "1 : x =", "self for"]
@@ -47,6 +49,21 @@ def test_figures_are_those_of_its_hugging_face_backend(
                 assert value == pytest.approx(expected[measure], rel=1e-5), (task, measure)
     assert ours["local_answers"]["exact_match"] == 0.5
     assert 0 < ours["local_choice"]["acc"] < 1
+
+
+@pytest.mark.lm_eval
+@pytest.mark.filterwarnings("ignore")  # the harness's own
+@pytest.mark.parametrize("task", range(3))
+def test_a_broken_model_has_no_figures(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: int
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), lm.params)
+    broken = LanguageModel(lm.pretrained, nothing)
+    files = write_tasks(tmp_path, [("def", "no")])
+    words = {"chat": False, "shots": None, "limit": None, "batch_size": 4, "seed": 0}
+    with pytest.raises(NotFiniteError, match=r"^lm_eval, .* not finite has no score"):
+        run_harness(broken, Scorer(broken.engine), [files[task]], **words)
 
 
 def test_names_of_local_tasks(tmp_path: Path) -> None:

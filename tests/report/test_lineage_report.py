@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from llm.report.lineage import lineage
 from llm.report.lineage_report import ancestry
 from llm.report.report import write_report
 
@@ -54,3 +57,26 @@ def test_a_run_that_descends_from_itself_ends(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     stage(folder, "sft", {"run": str(folder), "step": 1}, 3)
     assert len(ancestry(folder)) == 1
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc"])
+def test_runs_that_descend_from_each_other_end(tmp_path: Path, names: str, log) -> None:
+    for name, parent in zip(names, names[1:] + names[0], strict=True):
+        stage(tmp_path / name, "sft", {"run": f"{tmp_path}/{name}/../{parent}"}, 1)
+    stages = lineage(tmp_path / "a")
+    assert "".join(one.folder.name for one in stages) == names[::-1]
+    assert stages[0].parents == () and all(one.parents for one in stages[1:])
+    assert f"WARNING {stages[0].folder}: its parent " in log[0] and "descends from it" in log[0]
+    assert len(log) == 1
+
+
+def test_a_run_that_two_have_for_their_parent_is_no_circle(tmp_path: Path, log) -> None:
+    first = stage(tmp_path / "a", "pretrain", None, 1)
+    second = stage(tmp_path / "b", "sft", {"run": str(first)}, 1)
+    run = json.loads((second / "run.json").read_text())
+    third = stage(tmp_path / "c", "grpo", {"run": str(second)}, 1)
+    (third / "run.json").write_text(
+        json.dumps({**run, "parent": {"run": str(second)}, "tokenizer": {"run": str(first)}})
+    )
+    assert [one.folder for one in lineage(third)] == [first, second, third]
+    assert lineage(third)[-1].parents == (first, second) and not log

@@ -254,7 +254,5 @@ class Prompts:
 
 def _held_out(documents: Sequence[Sequence[Document]], fraction: float) -> list[np.ndarray]:
     """Which documents are held out, bool [D] of each source."""
-    if not fraction:
-        return [np.zeros(len(of_one), bool) for of_one in documents]
     texts = [[document.text.encode() for document in of_one] for of_one in documents]
     return held_out_documents([hashes_of(of_one) for of_one in texts], fraction)

@@ -1,0 +1,47 @@
+"""W&B's background process, which sends and writes what a run logs.
+
+W&B has no public way to ask for it, or to be rid of it without waiting for the server.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+_TEARDOWN_SECONDS = 5.0
+
+
+def end_service(wandb: Any) -> None:
+    """End the process, if this one has started it, and forget it.
+
+    Else W&B waits for it when Python exits, if need be for ever, and a next run in this process
+    would be sent to it too. What it has written to disk can be synced later.
+
+    Args:
+        wandb: the module; None if it could not be imported.
+    """
+
+    def teardown() -> None:
+        with suppress(BaseException):
+            wandb.teardown()
+
+    if process := _process(wandb):
+        process.kill()
+        process.wait()
+        thread = threading.Thread(target=teardown, name="wandb-teardown", daemon=True)
+        thread.start()
+        thread.join(_TEARDOWN_SECONDS)
+
+
+def has_lost_service(wandb: Any) -> bool:
+    """Whether this process has started one that is no longer there."""
+    process = _process(wandb)
+    return bool(process) and process.poll() is not None
+
+
+def _process(wandb: Any) -> Any:
+    try:
+        return wandb.setup()._connection._proc._process
+    except Exception:
+        return None
