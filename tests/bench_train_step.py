@@ -53,20 +53,21 @@ def ours(name: str):
             vocab_size=V, max_seq_len=T, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3,
             d_mlp=1536,
         )  # fmt: skip
-    schedule = optax.constant_schedule(3e-4)
-    optimizer = AdamWSpec(lr=3e-4, weight_decay=0.01, b2=0.999).build(lambda peak: schedule)
+    optimizer = AdamWSpec(lr=3e-4, weight_decay=0.01, b2=0.999)
     device = "gpu" if name.endswith("gpu") else "cpu"
     machine = claim(HardwareSpec(device=device, require=True, compilation_cache=None))
     if device == "cpu":
         keep_freed_memory()  # as a run does
     mesh, hardware = machine.mesh, machine.spec
     state = StateFactory(
-        model=model, optimizer=optimizer, seed=0, use_ema=False, param_dtype="float32", mesh=mesh
-    ).fresh()
+        model=model, optimizer=optimizer.build(optax.constant_schedule), seed=0, use_ema=False,
+        param_dtype="float32", mesh=mesh,
+    ).fresh()  # fmt: skip
     stepper = Stepper(
         model=model, remat="none", attention=hardware.attention,
-        objective=NextToken(hardware.loss_chunk, 0.0, 0.0), optimizer=optimizer, schedule=schedule,
-        seed=0, compute_dtype=hardware.compute_dtype, micro_batches=1, grad_clip=1.0,
+        objective=NextToken(hardware.loss_chunk, 0.0, 0.0), optimizer=optimizer,
+        schedule=optax.constant_schedule, seed=0,
+        compute_dtype=hardware.compute_dtype, micro_batches=1, grad_clip=1.0,
         ema_decay=None,
     )  # fmt: skip
     train_step = jax.jit(

@@ -23,7 +23,7 @@ def _arrays(parts: Parts) -> dict[str, jax.ShapeDtypeStruct]:
 
 def train_step(parts: Parts, options: dict[str, Any]) -> jax.stages.Traced:
     """One optimizer step."""
-    return parts.train_step(options).trace(parts.factory.template, _arrays(parts))
+    return parts.train_step(options).trace(parts.factory.template, _arrays(parts), parts.peaks)
 
 
 def score(parts: Parts, options: dict[str, Any]) -> jax.stages.Traced:

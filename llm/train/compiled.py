@@ -21,8 +21,8 @@ class Compiled:
         self._programs: dict[Any, Any] = {}
 
     def ready(self, *args: Any) -> bool:
-        """Is there a program for the shapes of the last argument?"""
-        return _shapes(args[-1]) in self._programs
+        """Is there a program for the shapes of what comes after the first argument?"""
+        return _shapes(args[1:]) in self._programs
 
     def compile(self, *args: Any) -> None:
         """Make the program for these arguments.
@@ -32,18 +32,18 @@ class Compiled:
         """
         with self._ledger("compile"):
             program = self._stop.wait_for(lambda: self._function.lower(*args).compile())
-        self._programs[_shapes(args[-1])] = program
+        self._programs[_shapes(args[1:])] = program
 
     def __call__(self, *args: Any) -> Any:
-        """Run; the shapes of the last argument decide which program, and may need a new one.
+        """Run; the shapes after the first argument decide which program, and may need a new one.
 
         Raises:
             StopRequestedError: a stop was asked for while compiling. Nothing was run or donated.
         """
         if not self.ready(*args):
             self.compile(*args)
-        return self._programs[_shapes(args[-1])](*args)
+        return self._programs[_shapes(args[1:])](*args)
 
 
-def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(x.shape for x in jax.tree.leaves(batch))
+def _shapes(arrays: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(x.shape for x in jax.tree.leaves(arrays))

@@ -40,7 +40,9 @@ class Loop:
     """The parts of a run, and how they take turns."""
 
     train_step: Compiled
-    """`Stepper.train_step`: state and batch in, state and metrics out."""
+    """`Stepper.train_step`: state, batch and peaks in, state and metrics out."""
+    peaks: dict[str, Any]
+    """Learning rates, see there."""
     place: Callable[[Any], Any]
     """Puts a host batch on the devices."""
     evaluate: Callable[[Any], dict[str, float]] | None
@@ -108,11 +110,12 @@ class Loop:
             drawn = source.next(state)
             batch = self.place(drawn.batch)
         waited = time.perf_counter() - started
-        if not self.train_step.ready(state, batch):
+        arguments = state, batch, self.peaks
+        if not self.train_step.ready(*arguments):
             with self._pause("compile"):
-                self.train_step.compile(state, batch)
+                self.train_step.compile(*arguments)
         with self.ledger("train"):
-            state, metrics = self.train_step(state, batch)
+            state, metrics = self.train_step(*arguments)
             self.steps.push(step + 1, metrics, drawn.metrics, waited)  # looks at the step before
         return state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,21 @@ class OptimizerSpec(Spec, abc.ABC):
 
     lr: float = knob(doc="peak learning rate", gt=0)
 
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Peak learning rates, by the names of their fields."""
+        return {"lr": self.lr}
+
     @abc.abstractmethod
-    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:
-        """Make the optax transformation; `schedule(peak)` gives the learning rate per step."""
+    def build(
+        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
+    ) -> optax.GradientTransformation:
+        """Make the optax transformation.
+
+        Args:
+            schedule: gives the learning rate per step, for a peak.
+            peaks: instead of `self.peaks`: arrays, where a compiled program is to serve any rate.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +46,15 @@ class AdamWSpec(OptimizerSpec):
     eps: float = knob(1e-8, "added to the root of the mean square", gt=0)
     weight_decay: float = knob(0.1, "share of a matrix removed per step, times the rate", ge=0)
 
-    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
+    def build(  # noqa: D102
+        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
+    ) -> optax.GradientTransformation:
         import optax
 
         from llm.train.optimizers import is_matrix
 
         return optax.adamw(
-            schedule(self.lr),
+            schedule((peaks or self.peaks)["lr"]),
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,
@@ -66,13 +80,21 @@ class MuonSpec(OptimizerSpec):
     adam_b2: float = knob(0.95, "AdamW's b2 for the rest", ge=0, lt=1)
     eps: float = knob(1e-8, "added to denominators", gt=0)
 
-    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Peak learning rates, by the names of their fields."""
+        return {"lr": self.lr, "adam_lr": self.adam_lr}
+
+    def build(  # noqa: D102
+        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
+    ) -> optax.GradientTransformation:
         import optax.contrib
 
         from llm.train.optimizers import is_matrix, muon_or_adamw
 
+        peaks = peaks or self.peaks
         muon = optax.contrib.muon(
-            schedule(self.lr),
+            schedule(peaks["lr"]),
             beta=self.momentum,
             ns_steps=self.newton_schulz_steps,
             eps=self.eps,
@@ -81,7 +103,7 @@ class MuonSpec(OptimizerSpec):
         )
         # Not optax's own AdamW inside `muon`: that one uses Nesterov momentum.
         adamw = optax.adamw(
-            schedule(self.adam_lr),
+            schedule(peaks["adam_lr"]),
             b1=self.adam_b1,
             b2=self.adam_b2,
             eps=self.eps,
@@ -98,7 +120,10 @@ class OptaxSpec(OptimizerSpec):
     optimizer: str = knob(doc="name of a function in optax or optax.contrib")
     options: dict[str, Any] = knob({}, "its keyword arguments besides learning_rate")
 
-    def build(self, schedule: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
+    def build(  # noqa: D102
+        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
+    ) -> optax.GradientTransformation:
         from llm.train.optimizers import optax_by_name
 
-        return optax_by_name(self.optimizer, schedule(self.lr), self.options)
+        rate = schedule((peaks or self.peaks)["lr"])
+        return optax_by_name(self.optimizer, rate, self.options)

@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from llm.core.hardware import HardwareSpec
@@ -52,8 +53,8 @@ class Parts:
             remat=hardware.remat,
             attention=hardware.attention,
             objective=trainer.objective(hardware.loss_chunk, hardware.row_shards),
-            optimizer=self.factory.optimizer,
-            schedule=trainer.schedule.build(trainer.optimizer.lr, trainer.steps),
+            optimizer=trainer.optimizer,
+            schedule=lambda peak: trainer.schedule.build(peak, trainer.steps),
             seed=self.experiment.seed,
             compute_dtype=hardware.compute_dtype,
             micro_batches=self.rows.micro_batches,
@@ -63,6 +64,12 @@ class Parts:
             mesh=self.mesh if hardware.devices > 1 else None,
             move_reference=trainer.mover(),
         )
+
+    @property
+    def peaks(self) -> dict[str, np.ndarray]:
+        """Peak learning rates, which the step takes as arrays."""
+        peaks = self.experiment.trainer.optimizer.peaks
+        return {name: np.asarray(peak, np.float32) for name, peak in peaks.items()}
 
     def train_step(self, compiler_options: dict[str, Any]) -> jax.stages.Wrapped:
         """The jitted step; the state is donated to it."""

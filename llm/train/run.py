@@ -344,6 +344,7 @@ class _Run:
         }
         loop = Loop(
             train_step=Compiled(jitted, self.stop, self.ledger),
+            peaks=self.parts.peaks,
             place=bench.place,
             evaluate=work.evaluate,
             sample=work.sample,

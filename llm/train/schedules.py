@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm.core.spec import Spec, knob
 
@@ -19,11 +19,14 @@ class ScheduleSpec(Spec, abc.ABC):
     warmup_steps: int = knob(20, "steps from 0 to the peak", ge=0)
 
     @abc.abstractmethod
-    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:
+    def after_warmup(self, peak: Any, steps: int) -> optax.Schedule:
         """The schedule of the `steps` that follow the warm-up."""
 
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """Learning rate as a function of the step, for a run of `steps` steps in all."""
+    def build(self, peak: Any, steps: int) -> optax.Schedule:
+        """Learning rate as a function of the step, for a run of `steps` steps in all.
+
+        `peak` is a number or an array of one.
+        """
         import optax
 
         after = self.after_warmup(peak, max(steps - self.warmup_steps, 1))
@@ -42,7 +45,7 @@ class WarmupCosineSpec(ScheduleSpec):
         0.1, "learning rate at the end, as a share of the peak", ge=0, le=1
     )
 
-    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+    def after_warmup(self, peak: Any, steps: int) -> optax.Schedule:  # noqa: D102
         import optax
 
         return optax.cosine_decay_schedule(peak, steps, self.final_fraction)
@@ -57,7 +60,7 @@ class WarmupStableDecaySpec(ScheduleSpec):
         0.0, "learning rate at the end, as a share of the peak", ge=0, le=1
     )
 
-    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+    def after_warmup(self, peak: Any, steps: int) -> optax.Schedule:  # noqa: D102
         import optax
 
         decay = max(round(self.decay_fraction * (steps + self.warmup_steps)), 1)
@@ -73,7 +76,7 @@ class LinearSpec(ScheduleSpec):
         0.0, "learning rate at the end, as a share of the peak", ge=0, le=1
     )
 
-    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+    def after_warmup(self, peak: Any, steps: int) -> optax.Schedule:  # noqa: D102
         import optax
 
         return optax.linear_schedule(peak, self.final_fraction * peak, steps)
@@ -83,7 +86,7 @@ class LinearSpec(ScheduleSpec):
 class ConstantSpec(ScheduleSpec):
     """The peak until the end."""
 
-    def after_warmup(self, peak: float, steps: int) -> optax.Schedule:  # noqa: D102
+    def after_warmup(self, peak: Any, steps: int) -> optax.Schedule:  # noqa: D102
         import optax
 
         return optax.constant_schedule(peak)

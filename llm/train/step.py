@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from llm.models.binding import bind
 from llm.models.specs import ModelSpec
+from llm.train.optimizer_specs import OptimizerSpec
 from llm.train.state import TrainState
 from llm.train.trainable import joined, split
 
@@ -52,8 +53,9 @@ class Stepper:
     remat: str
     attention: str
     objective: Objective
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    optimizer: OptimizerSpec
+    schedule: Callable[[Any], optax.Schedule]
+    """Learning rate per step, for a peak."""
     seed: int
     compute_dtype: str
     micro_batches: int
@@ -65,8 +67,15 @@ class Stepper:
     move_reference: Callable[[Array, Any, Any], Any] | None = None
     """From steps done, trained weights and reference to the next reference; None: it stays."""
 
-    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Gradients over all micro-batches, clipped; one update; metrics as means per token."""
+    def train_step(
+        self, state: TrainState, batch: Batch, peaks: dict[str, Array] | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Gradients over all micro-batches, clipped; one update; metrics as means per token.
+
+        `peaks` are peak learning rates, see `OptimizerSpec.build`: given as arrays, they make one
+        program do for a sweep over rates. Without, they are the optimizer's own.
+        """
+        optimizer = self.optimizer.build(self.schedule, peaks)
         rows = len(batch["tokens"])
         # One key per row from (seed, step, row): a row's dropout depends on nothing else.
         step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
@@ -81,16 +90,17 @@ class Stepper:
         if self.grad_clip is not None:
             scale = scale * jnp.minimum(1.0, self.grad_clip / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, trained)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if self.ema_decay is not None:
             ema = optax.incremental_update(trained, ema, 1 - self.ema_decay)
+        rate = (peaks or self.optimizer.peaks)["lr"]
         metrics = {
             "train/loss": sums.loss / divisor,
             **{name: total / sums.tokens for name, total in sums.metrics.items()},
             "train/grad_norm": norm,
-            "train/lr": jnp.asarray(self.schedule(state.step), jnp.float32),
+            "train/lr": jnp.asarray(self.schedule(rate)(state.step), jnp.float32),
             # Those that went through the model: what speed is measured by.
             "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.float32),
         }

@@ -15,7 +15,6 @@ from llm.core.mesh import make_mesh, put_rows
 from llm.models.specs import GPTSpec, LlamaSpec
 from llm.train.next_token import NextToken
 from llm.train.optimizer_specs import AdamWSpec, MuonSpec
-from llm.train.schedules import ConstantSpec
 from llm.train.state import StateFactory
 from llm.train.step import Stepper
 
@@ -26,8 +25,6 @@ MODEL = LlamaSpec(
 
 def parts(model=MODEL, optimizer=None, mesh=None, **changes):
     optimizer = optimizer or AdamWSpec(lr=1e-2)
-    schedule = ConstantSpec(warmup_steps=0).build(optimizer.lr, 100)
-    transform = optimizer.build(optax.constant_schedule)
     options = {
         "micro_batches": 1,
         "compute_dtype": "float32",
@@ -38,11 +35,12 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
         "freeze": (),
     } | changes
     stepper = Stepper(
-        model=model, objective=NextToken(16, 0.0, 0.0), optimizer=transform, schedule=schedule,
-        seed=0, mesh=mesh, **options,
+        model=model, objective=NextToken(16, 0.0, 0.0), optimizer=optimizer,
+        schedule=optax.constant_schedule, seed=0, mesh=mesh, **options,
     )  # fmt: skip
     factory = StateFactory(
-        model=model, optimizer=transform, seed=0, use_ema=options["ema_decay"] is not None,
+        model=model, optimizer=optimizer.build(optax.constant_schedule), seed=0,
+        use_ema=options["ema_decay"] is not None,
         param_dtype="float32", mesh=mesh or make_mesh(jax.devices()[:1], 1, 1),
         freeze=options["freeze"],
     )  # fmt: skip
@@ -241,3 +239,20 @@ def test_options_of_the_compiler_save_memory() -> None:
     plain, frugal = lowered.compile(), lowered.compile(compiler_options=options)
     sizes = [p.memory_analysis().temp_size_in_bytes for p in (plain, frugal)]
     assert sizes[1] < 0.9 * sizes[0]
+
+
+@pytest.mark.parametrize("optimizer", [AdamWSpec, MuonSpec])
+def test_one_program_serves_every_learning_rate(optimizer) -> None:
+    programs = set()
+    for lr in (1e-2, 3e-3):
+        stepper, factory = parts(optimizer=optimizer(lr=lr))
+        peaks = {
+            name: np.asarray(peak, np.float32) for name, peak in optimizer(lr=lr).peaks.items()
+        }
+        step = jax.jit(stepper.train_step)
+        programs.add(step.lower(factory.template, batch(), peaks).as_text())
+        got, metrics = step(factory.fresh(), batch(), peaks)
+        want, _ = step(factory.fresh(), batch())
+        close(got.params, want.params, rtol=1e-5, atol=1e-7)
+        assert metrics["train/lr"] == pytest.approx(lr)
+    assert len(programs) == 1
