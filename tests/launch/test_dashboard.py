@@ -85,12 +85,15 @@ def test_there_is_a_panel_for_every_metric_of_the_three_trainers(life, tmp_path:
     assert '"samples"' in tables and '"completions"' in tables
 
 
-def test_the_dashboard_is_saved(server: StandIn, tmp_path: Path) -> None:
+def test_the_dashboard_is_saved(server: StandIn, tmp_path: Path, monkeypatch) -> None:
+    import wandb
+
     spec = DashboardSpec(project="p", name="mine")
     url = make(spec, tmp_path)
     (view,) = server.views
     assert (view["entityName"], view["projectName"], view["displayName"]) == (ENTITY, "p", "mine")
     assert url.startswith(server.url) and f"{ENTITY}/p" in url
+    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 1)  # seconds; it asks again for 19
     server.broken = True
     try:
         with pytest.raises(RefusedError, match="W&B did not save it"):

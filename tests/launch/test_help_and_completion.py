@@ -1,6 +1,6 @@
 """What a newcomer meets first: --help, --cfg, and the tab key."""
 
-import time
+import os
 from dataclasses import fields
 
 import pytest
@@ -24,14 +24,14 @@ def test_help_lists_groups_and_explains_keys(command) -> None:
 
 
 def test_cfg_shows_the_configuration_within_two_seconds(command) -> None:
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        done = command("--cfg", "job", "trainer.optimizer.lr=0.5")
-        seconds.append(time.perf_counter() - start)
+    before = os.times()
+    done = command("--cfg", "job", "trainer.optimizer.lr=0.5")
+    after = os.times()
     assert done.returncode == 0
     assert "lr: 0.5" in done.stdout
-    assert min(seconds) < 4  # 2 on a machine that has nothing else to do
+    # Of computing: others may hold up this machine.
+    spent = [after.children_user - before.children_user]
+    assert sum([*spent, after.children_system - before.children_system]) < 2
 
 
 @pytest.mark.parametrize(

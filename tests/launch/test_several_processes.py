@@ -107,8 +107,8 @@ def same(events: list[dict[str, float]], others: list[dict[str, float]]) -> None
 
 
 def test_stopped_and_continued_they_equal_one_process(start, tmp_path, tiny_words, experiment):
-    words = [*tiny_words, "trainer.steps=200", "eval.every=40", "hardware.device=cpu"]
-    words += ["samples.every=40", "samples.max_new_tokens=4", "checkpoint.every=1000"]
+    words = [*tiny_words, "trainer.steps=80", "eval.every=20", "hardware.device=cpu"]
+    words += ["samples.every=20", "samples.max_new_tokens=4", "checkpoint.every=1000"]
     folder = tmp_path / "pair"
     both = [*words, "hardware.fsdp=2", "resume=true", f"hydra.run.dir={folder}"]
 

@@ -246,6 +246,6 @@ class TestBeforeARun:
 
 def test_it_is_quick() -> None:
     plan(LLAMA_8B.replace(d_model=2048, n_heads=16), trainer=GRPOSpec())  # imports
-    begin = time.perf_counter()
+    begin = time.process_time()
     plan(LLAMA_8B, trainer=GRPOSpec())
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3

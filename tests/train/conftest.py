@@ -19,9 +19,11 @@ from llm.train.supervised_specs import PretrainSpec
 
 
 @pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_curves() -> Iterator[None]:
     """Drawing takes as long as the rest of a tiny run."""
-    monkeypatch.setattr("llm.report.report.draw_curves", lambda *_: False)
+    with pytest.MonkeyPatch.context() as patch:  # of its own: tests undo theirs and run on
+        patch.setattr("llm.report.report.draw_curves", lambda *_: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -67,10 +67,10 @@ def test_last_number_needs_one_to_compare_with():
 
 
 def test_long_completions_are_judged_quickly():
-    begin = time.perf_counter()
+    begin = time.process_time()
     for text in ("1" * 300_000, "1,111" * 60_000, "," * 300_000, "-$." * 100_000, "####" * 9999):
         assert last_number(text, example("42")) == correct(text, example("42")) == 0.0
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_an_answer_in_the_prompt_earns_nothing():

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.usefixtures("reward_folder")
 def test_a_function_that_hangs(said):
     rewards = own("process", "obeys", timeout=0.5)
     before = judge(rewards, "fine").by_name["process"]
-    begin = time.perf_counter()
+    begin = time.monotonic()
     scores = judge(rewards, "fine", "hang", "(2)", "hang deep", "(3)")
-    assert time.perf_counter() - begin < 5
+    assert time.monotonic() - begin < 30
     np.testing.assert_array_equal(scores.by_name["obeys"], [1, math.nan, 2, math.nan, 3])
     reason = "took longer than 0.5 s"
     assert scores.failures == [Failure("obeys", 1, reason), Failure("obeys", 3, reason)]
@@ -41,7 +41,7 @@ def test_a_stop_does_not_wait_for_a_function_that_hangs():
     begin = time.monotonic()
     with pytest.raises(StopRequestedError):
         judge(rewards, "fine", "hang")
-    assert 0.3 < time.monotonic() - begin < 5
+    assert 0.3 < time.monotonic() - begin < 30
     rewards.close()
 
 
@@ -67,7 +67,8 @@ def test_a_process_that_was_ended_in_between_is_started_anew():
     rewards = own("process")
     pid = int(judge(rewards, "a").total[0])
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.1)
+    while is_running(pid):
+        time.sleep(0.01)
     scores = judge(rewards, "a", "b")
     assert scores.failures == []
     assert pid not in scores.total
@@ -133,7 +134,7 @@ def test_the_process_ends_with_its_parent(reward_folder, request, completion, ho
     assert is_running(worker)
     os.killpg(process.pid, how)
     out, err = process.communicate(timeout=60)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(worker)
@@ -158,17 +159,17 @@ def test_512_completions_take_less_than_50_ms():
 
 
 def test_the_process_starts_quickly(request):
-    code = "import llm.train.grpo.reward_process, sys; print(*sys.modules)"
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        ran = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=request.config.rootpath,
-        )
-        seconds.append(time.perf_counter() - begin)
-        assert {"jax", "numpy", "flax", "datasets"}.isdisjoint(ran.stdout.split())
-    assert min(seconds) < 0.5
+    """In seconds of computing: others may hold up this machine."""
+    code = (
+        "import llm.train.grpo.reward_process, sys, time\nprint(time.process_time(), *sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=request.config.rootpath,
+    )
+    seconds, *modules = ran.stdout.split()
+    assert {"jax", "numpy", "flax", "datasets"}.isdisjoint(modules)
+    assert float(seconds) < 0.5

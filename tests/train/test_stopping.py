@@ -81,11 +81,11 @@ def test_a_long_compilation_is_left_behind() -> None:
 
         def compile_for_long() -> None:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(20)
+            time.sleep(60)
 
         with pytest.raises(StopRequestedError):
             stop.wait_for(compile_for_long)
-        assert time.monotonic() - started < 5 and stop.left_behind
+        assert time.monotonic() - started < 30 and stop.left_behind
 
 
 def test_errors_of_a_compilation_arrive() -> None:
@@ -170,5 +170,5 @@ def test_a_second_signal_quits_at_once(tiny: Path, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(timeout=20) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert process.wait(timeout=120) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
     assert "Second signal" in said_by(tmp_path / "run").read_text()
