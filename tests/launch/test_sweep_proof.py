@@ -1,4 +1,4 @@
-"""A sweep of six points, two of which fail, killed in the middle of one, and continued.
+"""A sweep of twelve points, two of which fail, killed in the middle of one, and continued.
 
 Everything is real but the W&B server, which stands in this process.
 """
@@ -18,9 +18,9 @@ from llm.report.json_files import read_json
 from llm.report.metrics_file import read_metrics
 
 MAIN = Path(__file__).parents[2] / "launch" / "main.py"
-RATES = ("0.1", "1e30", "0.2")  # by the second the loss is not a number
+RATES = ("0.1", "1e30", "0.2", "0.3", "0.4", "0.5")  # by the second the loss is not a number
 STEPS = 3
-KILLED = 4  # the point, from 0, of which one step was done
+KILLED = 5  # the point, from 0, of which one step was done
 
 
 def test_a_sweep_survives_failing_points_and_a_kill(tiny_words, tmp_path: Path) -> None:
@@ -41,10 +41,10 @@ def test_a_sweep_survives_failing_points_and_a_kill(tiny_words, tmp_path: Path) 
         second = _start(server, tmp_path, "resume=sweep")
         shown, said = second.communicate(timeout=300)
     assert second.returncode == 1, said
-    assert "4 finished, 2 failed" in shown
+    assert "10 finished, 2 failed" in shown
     assert said.count("is finished already.") == KILLED - 2
     report = (sweep / "report.md").read_text()
-    assert "**6 points: 4 finished, 2 failed**" in report
+    assert "**12 points: 10 finished, 2 failed**" in report
     for seed in (0, 1):
         assert f"| lr=1e+30, seed={seed} | failed | 2 | DivergedError: train/loss is nan" in report
 
