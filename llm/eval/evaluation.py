@@ -85,6 +85,9 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
                 results.append(scored)
                 record = write("running")
                 note_in_run(record, record["checkpoints"][-1], folder)
+    except KeyboardInterrupt:
+        write("stopped")
+        raise
     except BaseException as error:
         write("failed", error)
         raise

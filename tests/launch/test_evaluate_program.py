@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -19,6 +20,7 @@ from llm.core.spec import RefusedError
 from llm.data.bpe import build_tokenizer
 from llm.data.sources import open_source as open_documents
 from llm.data.specs import SourceSpec, TokenizerSpec
+from llm.eval.candidates import Candidate
 from llm.eval.result_files import note_in_run
 from llm.eval.scorer import NotFiniteError
 from llm.eval.specs import EvaluateSpec
@@ -148,6 +150,25 @@ def test_a_checkpoint_that_fails_leaves_a_result_that_says_so(
         assert [json.loads(note.read_text())["metrics"] for note in notes] == [own["metrics"]]
     else:
         assert notes == []
+
+
+def test_ctrl_c_leaves_what_was_scored(
+    evaluate: Evaluate, trained_run: Path, exported: Path, tmp_path: Path, monkeypatch
+) -> None:
+    load_weights, written = Candidate.load, tmp_path / "evaluation" / "result.json"
+
+    def interrupted(*args: Any) -> Any:
+        if written.exists():
+            raise KeyboardInterrupt
+        return load_weights(*args)
+
+    monkeypatch.setattr(Candidate, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(f"checkpoint=[{trained_run},{exported}]", "tasks=[parity]", "limit=1", "shots=0",
+                 "context=64", "max_new_tokens=4")  # fmt: skip
+    result = json.loads(written.read_text())
+    assert result["status"] == "stopped" and "error" not in result
+    assert [one["checkpoint"] for one in result["checkpoints"]] == [str(trained_run)]
 
 
 def test_all_checkpoints_are_checked_before_the_first_is_scored(
