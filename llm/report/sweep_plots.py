@@ -195,10 +195,24 @@ def _dots(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
         textcoords="offset points", ha="center", va="top", color=_COLOURS[0], fontweight="bold",
         path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
-    axes.set_xticks(at, values)
+    places = np.log(at) if axes.get_xscale() == "log" else np.array(at)
+    room = apart(places, 0.015 * max(map(len, values)))
+    axes.set_xticks(at, [value if i in room else "" for i, value in enumerate(values)])
     axes.minorticks_off()
     axes.margins(x=0.12, y=0.22)
     axes.set_xlabel(field, color=QUIET, fontsize=11)
+
+
+def apart(places: np.ndarray, least: float) -> set[int]:
+    """Which of these places, which rise, are so far from each other that their labels have room.
+
+    `least` is a share of the whole width. The last is among them.
+    """
+    shown = [len(places) - 1]
+    for i in reversed(range(len(places) - 1)):
+        if places[shown[-1]] - places[i] >= least * (places[-1] - places[0]):
+            shown.append(i)
+    return set(shown)
 
 
 def _is_grid(settings: Sequence[Setting], fields: list[str]) -> bool:

@@ -5,6 +5,7 @@ import math
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from llm.report.follow import follow
 from llm.report.importance import effects, in_order
 from llm.report.objective import Objective
 from llm.report.sweep_folder import is_sweep, read_sweep
+from llm.report.sweep_plots import apart
 from llm.report.sweep_report import show_sweep, write_sweep_report
 
 LR, DEPTH = "trainer.optimizer.lr", "model.n_layers"
@@ -301,3 +303,10 @@ class TestEffects:
     def test_order(self) -> None:
         assert in_order(["1e-2", "3", "1e-3", "3"]) == ["1e-3", "1e-2", "3"]
         assert in_order(["gpt", "a"]) == ["gpt", "a"]
+
+
+def test_labels_have_room() -> None:
+    assert apart(np.array([1.0]), 0.1) == {0}
+    assert apart(np.arange(5.0), 0.1) == {0, 1, 2, 3, 4}
+    shown = sorted(apart(np.arange(101.0), 0.1))
+    assert shown[-1] == 100 and len(shown) == 11 and min(np.diff(shown)) >= 10
