@@ -94,10 +94,12 @@ class Terminal:
         os.close(self.master)
 
 
-# Ctrl-C is meant for those whose terminal it is: what a shell arranges for its jobs.
+# Ctrl-C is meant for those whose terminal it is: what a shell arranges for its jobs. (And not for
+# what it starts in the background, as these tests may be.)
 _AT_A_TERMINAL = """
-import fcntl, runpy, sys, termios, time
+import fcntl, runpy, signal, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 # Eight tokens take half a second.
 _SLOW = """
