@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +38,12 @@ def register() -> None:
     OmegaConf.register_new_resolver("device_shares", device_shares, replace=True)
     OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
     OmegaConf.register_new_resolver("explained_keys", explained_keys, replace=True)
+    OmegaConf.register_new_resolver("without_mixture", without_mixture, replace=True)
+
+
+def without_mixture(value: Any, otherwise: Any, *, _parent_: Any) -> Any:
+    """A trainer's own data, unless a mixture is named instead of it."""
+    return otherwise if _parent_.mixture else value
 
 
 def spec_from_config(cfg: DictConfig, expected: type[S]) -> S:

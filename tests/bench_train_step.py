@@ -60,8 +60,8 @@ def ours(name: str):
         keep_freed_memory()  # as a run does
     mesh, hardware = machine.mesh, machine.spec
     state = StateFactory(
-        model=model, optimizer=optimizer.build(optax.constant_schedule), seed=0, use_ema=False,
-        param_dtype="float32", mesh=mesh,
+        model=model, optimizer=optimizer.build({"lr": optax.constant_schedule(3e-4)}), seed=0,
+        use_ema=False, param_dtype="float32", mesh=mesh,
     ).fresh()  # fmt: skip
     stepper = Stepper(
         model=model, remat="none", attention=hardware.attention,

@@ -177,13 +177,15 @@ def _dots(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
     by_value = {dict(s.words).get(field, ""): s for s in sweep.ranked}
     numbers = [as_number(value) for value in values]
     spaced = [x for x in numbers if x is not None]
-    at: list[float]
+    at = [float(i) for i in range(len(values))]
+    named = set(range(len(values)))
     if len(spaced) == len(values):
         at = spaced
-        if min(at) > 0 and max(at) / min(at) > 8:
+        logarithmic = min(at) > 0 and max(at) / min(at) > 8
+        if logarithmic:
             axes.set_xscale("log")
-    else:
-        at = [float(i) for i in range(len(values))]
+        places = np.log(at) if logarithmic else np.array(at)
+        named = apart(places, 0.015 * max(map(len, values)))
     for x, value in zip(at, values, strict=True):
         some = by_value[value].values
         axes.plot([x] * len(some), some, "o", color=_COLOURS[0], markersize=7, alpha=0.6, mew=0)
@@ -195,9 +197,7 @@ def _dots(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
         textcoords="offset points", ha="center", va="top", color=_COLOURS[0], fontweight="bold",
         path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
-    places = np.log(at) if axes.get_xscale() == "log" else np.array(at)
-    room = apart(places, 0.015 * max(map(len, values)))
-    axes.set_xticks(at, [value if i in room else "" for i, value in enumerate(values)])
+    axes.set_xticks(at, [value if i in named else "" for i, value in enumerate(values)])
     axes.minorticks_off()
     axes.margins(x=0.12, y=0.22)
     axes.set_xlabel(field, color=QUIET, fontsize=11)

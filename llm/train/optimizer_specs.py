@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,10 @@ class OptimizerSpec(Spec, abc.ABC):
         return {"lr": self.lr}
 
     @abc.abstractmethod
-    def build(
-        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
-    ) -> optax.GradientTransformation:
+    def build(self, schedules: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:
         """Make the optax transformation.
 
-        Args:
-            schedule: gives the learning rate per step, for a peak.
-            peaks: instead of `self.peaks`: arrays, where a compiled program is to serve any rate.
+        `schedules` are the learning rates per step, by the names of `peaks`.
         """
 
 
@@ -46,15 +42,13 @@ class AdamWSpec(OptimizerSpec):
     eps: float = knob(1e-8, "added to the root of the mean square", gt=0)
     weight_decay: float = knob(0.1, "share of a matrix removed per step, times the rate", ge=0)
 
-    def build(  # noqa: D102
-        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
-    ) -> optax.GradientTransformation:
+    def build(self, schedules: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
         import optax
 
         from llm.train.optimizers import is_matrix
 
         return optax.adamw(
-            schedule((peaks or self.peaks)["lr"]),
+            schedules["lr"],
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,
@@ -85,16 +79,13 @@ class MuonSpec(OptimizerSpec):
         """Peak learning rates, by the names of their fields."""
         return {"lr": self.lr, "adam_lr": self.adam_lr}
 
-    def build(  # noqa: D102
-        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
-    ) -> optax.GradientTransformation:
+    def build(self, schedules: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
         import optax.contrib
 
         from llm.train.optimizers import is_matrix, muon_or_adamw
 
-        peaks = peaks or self.peaks
         muon = optax.contrib.muon(
-            schedule(peaks["lr"]),
+            schedules["lr"],
             beta=self.momentum,
             ns_steps=self.newton_schulz_steps,
             eps=self.eps,
@@ -103,7 +94,7 @@ class MuonSpec(OptimizerSpec):
         )
         # Not optax's own AdamW inside `muon`: that one uses Nesterov momentum.
         adamw = optax.adamw(
-            schedule(peaks["adam_lr"]),
+            schedules["adam_lr"],
             b1=self.adam_b1,
             b2=self.adam_b2,
             eps=self.eps,
@@ -120,10 +111,7 @@ class OptaxSpec(OptimizerSpec):
     optimizer: str = knob(doc="name of a function in optax or optax.contrib")
     options: dict[str, Any] = knob({}, "its keyword arguments besides learning_rate")
 
-    def build(  # noqa: D102
-        self, schedule: Callable[[Any], optax.Schedule], peaks: Mapping[str, Any] | None = None
-    ) -> optax.GradientTransformation:
+    def build(self, schedules: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:  # noqa: D102
         from llm.train.optimizers import optax_by_name
 
-        rate = schedule((peaks or self.peaks)["lr"])
-        return optax_by_name(self.optimizer, rate, self.options)
+        return optax_by_name(self.optimizer, schedules["lr"], self.options)

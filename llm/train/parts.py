@@ -90,9 +90,11 @@ def _factory(
     mesh: Mesh | AbstractMesh,
 ) -> StateFactory:
     """Types are those in which weights are kept and computed with."""
+    peaks, steps = trainer.optimizer.peaks, trainer.steps
+    rates = {name: trainer.schedule.build(peak, steps) for name, peak in peaks.items()}
     return StateFactory(
         model=model,
-        optimizer=trainer.optimizer.build(lambda peak: trainer.schedule.build(peak, trainer.steps)),
+        optimizer=trainer.optimizer.build(rates),
         seed=seed,
         use_ema=trainer.ema_decay is not None,
         param_dtype=types[0],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -68,14 +68,16 @@ class Stepper:
     """From steps done, trained weights and reference to the next reference; None: it stays."""
 
     def train_step(
-        self, state: TrainState, batch: Batch, peaks: dict[str, Array] | None = None
+        self, state: TrainState, batch: Batch, peaks: Mapping[str, Any] | None = None
     ) -> tuple[TrainState, Metrics]:
         """Gradients over all micro-batches, clipped; one update; metrics as means per token.
 
-        `peaks` are peak learning rates, see `OptimizerSpec.build`: given as arrays, they make one
+        `peaks` are peak learning rates, see `OptimizerSpec.peaks`: given as arrays, they make one
         program do for a sweep over rates. Without, they are the optimizer's own.
         """
-        optimizer = self.optimizer.build(self.schedule, peaks)
+        peaks = peaks or self.optimizer.peaks
+        rates = {name: self.schedule(peak) for name, peak in peaks.items()}
+        optimizer = self.optimizer.build(rates)
         rows = len(batch["tokens"])
         # One key per row from (seed, step, row): a row's dropout depends on nothing else.
         step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
@@ -95,12 +97,11 @@ class Stepper:
         ema = state.ema
         if self.ema_decay is not None:
             ema = optax.incremental_update(trained, ema, 1 - self.ema_decay)
-        rate = (peaks or self.optimizer.peaks)["lr"]
         metrics = {
             "train/loss": sums.loss / divisor,
             **{name: total / sums.tokens for name, total in sums.metrics.items()},
             "train/grad_norm": norm,
-            "train/lr": jnp.asarray(self.schedule(rate)(state.step), jnp.float32),
+            "train/lr": jnp.asarray(rates["lr"](state.step), jnp.float32),
             # Those that went through the model: what speed is measured by.
             "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.float32),
         }

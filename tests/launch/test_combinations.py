@@ -17,6 +17,7 @@ from loguru import logger
 
 from launch.help import CONF
 from llm.core.hardware import HardwareSpec
+from llm.core.spec import RefusedError
 from llm.models.parameter import parameters
 from llm.plan.estimate import estimate
 from llm.plan.target import target_of
@@ -129,6 +130,17 @@ def test_full_size_passes_all_checks(experiment, profiles, model: str) -> None:
         composed = experiment(*words_of(model=model, data=data, trainer=trainer))
         for hardware in profiles:
             composed.replace(hardware=hardware)  # all checks anew
+
+
+@pytest.mark.parametrize("trainer", ["sft", "grpo"])
+def test_a_mixture_takes_the_place_of_the_trainers_own_data(experiment, trainer: str) -> None:
+    own = experiment(f"trainer={trainer}").data
+    assert own.source == "task" and own.mixture == ()
+    words = "data.mixture=[{source: task, path: digit_sum, weight: 2}, {source: task}]"
+    mixed = experiment(f"trainer={trainer}", words).data
+    assert [(one.path, one.weight) for one in mixed.sources] == [("digit_sum", 2), (None, 1)]
+    with pytest.raises(RefusedError, match="source=task: not read, because mixture names the"):
+        experiment(f"trainer={trainer}", words, "data.source=task")
 
 
 def test_every_optimizer_goes_with_every_schedule(experiment) -> None:

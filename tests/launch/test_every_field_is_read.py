@@ -176,7 +176,7 @@ def test_every_field_of_every_spec_is_read(
         for optimizer, schedule in [("optax", "linear"), ("adamw", "constant")]:
             words = [f"trainer/optimizer={optimizer}", f"trainer/schedule={schedule}"]
             trainer = experiment(*words).trainer
-            trainer.optimizer.build(lambda peak, trainer=trainer: trainer.schedule.build(peak, 9))
+            trainer.optimizer.build({"lr": trainer.schedule.build(trainer.optimizer.lr, 9)})
         generate_text(composed_generation(f"checkpoint={trained_run}", "max_new_tokens=2"))
         report(ReportSpec(folder=str(trained_run), follow=True))
         talk_and_export(trained_run, tmp_path, monkeypatch)

@@ -1,5 +1,6 @@
 """Learning rates as pinned numbers; optimizers by name."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -8,6 +9,8 @@ from llm.core.spec import RefusedError
 from llm.train.optimizer_specs import OptaxSpec
 from llm.train.schedules import ConstantSpec, LinearSpec, WarmupCosineSpec, WarmupStableDecaySpec
 from llm.train.supervised_specs import PretrainSpec
+
+CONSTANT = {"lr": optax.constant_schedule(0.1)}
 
 
 @pytest.mark.parametrize(
@@ -38,27 +41,33 @@ def test_warmup_must_end_before_the_run() -> None:
 
 @pytest.mark.parametrize("name", ["lion", "adafactor", "sgd", "lamb", "adan", "schedule_free_sgd"])
 def test_any_optax_optimizer(name: str) -> None:
-    transform = OptaxSpec(lr=0.1, optimizer=name).build(optax.constant_schedule)
-    params = {"w": jnp.ones((3, 3)), "b": jnp.ones(3)}
-    updates, _ = transform.update(params, transform.init(params), params)
-    assert all(jnp.isfinite(u).all() for u in updates.values())
+    spec, params = OptaxSpec(lr=0.1, optimizer=name), {"w": jnp.ones((3, 3)), "b": jnp.ones(3)}
+
+    @jax.jit
+    def updates(peak):
+        transform = spec.build({"lr": LinearSpec(warmup_steps=4).build(peak, 20)})
+        return transform.update(params, spec.build(CONSTANT).init(params), params)[0]
+
+    small, large = updates(0.1), updates(0.2)  # one program, as in a sweep over rates
+    assert all(jnp.isfinite(u).all() for u in large.values())
+    assert all((jnp.abs(small[n]) < jnp.abs(large[n])).all() for n in params)
 
 
 def test_options_reach_the_optimizer() -> None:
-    plain = OptaxSpec(lr=1.0, optimizer="sgd").build(optax.constant_schedule)
+    plain = OptaxSpec(lr=1.0, optimizer="sgd").build(CONSTANT)
     heavy = OptaxSpec(lr=1.0, optimizer="sgd", options={"momentum": 0.9})
     params = {"w": jnp.ones((2, 2))}
-    state = heavy.build(optax.constant_schedule).init(params)
+    state = heavy.build(CONSTANT).init(params)
     assert len(str(state)) > len(str(plain.init(params)))
 
 
 @pytest.mark.parametrize("name", ["adamm", "chain", "adam.__globals__", "apply_updates"])
 def test_not_an_optimizer(name: str) -> None:
     with pytest.raises(RefusedError, match=f"{name}: not an optimizer"):
-        OptaxSpec(lr=0.1, optimizer=name).build(optax.constant_schedule)
+        OptaxSpec(lr=0.1, optimizer=name).build(CONSTANT)
 
 
 def test_not_an_option() -> None:
     spec = OptaxSpec(lr=0.1, optimizer="lion", options={"b3": 1.0})
     with pytest.raises(RefusedError, match=r"options.b3: optax.lion has no such option. It has b1"):
-        spec.build(optax.constant_schedule)
+        spec.build(CONSTANT)

@@ -34,12 +34,13 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
         "attention": "xla",
         "freeze": (),
     } | changes
+    rates = {name: optax.constant_schedule(peak) for name, peak in optimizer.peaks.items()}
     stepper = Stepper(
         model=model, objective=NextToken(16, 0.0, 0.0), optimizer=optimizer,
         schedule=optax.constant_schedule, seed=0, mesh=mesh, **options,
     )  # fmt: skip
     factory = StateFactory(
-        model=model, optimizer=optimizer.build(optax.constant_schedule), seed=0,
+        model=model, optimizer=optimizer.build(rates), seed=0,
         use_ema=options["ema_decay"] is not None,
         param_dtype="float32", mesh=mesh or make_mesh(jax.devices()[:1], 1, 1),
         freeze=options["freeze"],
