@@ -36,6 +36,7 @@ def ours(texts: list[list[int]], dtype: str, device: str, folder: Path):
     import jax
     from safetensors.numpy import save_file
 
+    from llm.core.allocator import keep_freed_memory
     from llm.core.hardware import HardwareSpec
     from llm.core.machine import claim
     from llm.eval.scorer import Scorer
@@ -49,6 +50,8 @@ def ours(texts: list[list[int]], dtype: str, device: str, folder: Path):
     spec = LlamaSpec(vocab_size=VOCAB, max_seq_len=8192, **SHAPE)
     wanted = HardwareSpec(device=device, compute_dtype=dtype, require=True, compilation_cache=None)
     hardware = claim(wanted).spec
+    if device == "cpu":
+        keep_freed_memory()  # as an evaluation does
     params = parameters(spec.build(jax.random.key(0)))
     weights = {
         weight.name: to_stored(get(params, weight.path), transposed=weight.transposed)

@@ -13,6 +13,7 @@ import jax
 from loguru import logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llm.core.allocator import keep_freed_memory
 from llm.core.hardware import HardwareSpec
 from llm.core.machine import claim
 from llm.eval.answers import write_answers
@@ -59,6 +60,8 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
     with ledger("prepare"):  # whatever is refused is refused before the work begins
         candidates = [candidate(words, spec, machine.spec) for words in spec.checkpoints]
         texts = read_texts(candidates, spec)
+    if machine.device.platform == "cpu":
+        keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
 

@@ -1,8 +1,7 @@
 """Log-probabilities of given tokens under a model, whatever the texts' lengths.
 
-Texts are packed into rows of a few widths, and rows into batches of one size per width, so that a
-handful of programs is compiled. What several texts begin with can be gone through once: they are
-branches of one segment then (see `llm.models.attention.TokenIndex`), as in a GRPO group.
+What several texts begin with can be gone through once: they are branches of one segment then (see
+`llm.models.attention.TokenIndex`), as in a GRPO group.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from llm.data.packing import best_fit_decreasing
+from llm.eval.batches import batches
 from llm.generate.engine import Engine
-from llm.generate.rows import bucket
 from llm.models.binding import bind
 from llm.models.specs import ModelSpec
 from llm.train.log_probs import Likelihoods, likelihoods
 
-_NARROWEST = 512  # tokens of a row, where the model sees so many
 _CALL_QUERIES = 2048  # looked at together: what is packed and sorted by length
 
 Ids = Sequence[int]
@@ -127,16 +124,27 @@ class Scorer:
         return found
 
     def _score(self, queries: Sequence[Query]) -> list[list[Scored]]:
+        pieces = [
+            piece for number, query in enumerate(queries) for piece in self._pieces(number, query)
+        ]
+        branched = any(len(piece.continuations) > 1 for piece in pieces)
+        sizes = [max(piece.length, piece.targets) for piece in pieces]
+        results: dict[int, list[Scored]] = {}
+        for width, rows in batches(sizes, widest=self.context, tokens=self._batch_tokens):
+            members = [[pieces[number] for number in row] for row in rows]
+            scores = self._run(_layout(members, width, branched))
+            for row, numbers in enumerate(rows):
+                begin = 0
+                for number in numbers:
+                    results[number] = []
+                    for ids in pieces[number].continuations:
+                        span = slice(begin, begin + len(ids))
+                        results[number].append(Scored(*(x[row, span].copy() for x in scores)))
+                        begin += len(ids)
+        self.tokens += sum(piece.length for piece in pieces)
         found: list[list[Scored]] = [[] for _ in queries]
-        by_width: dict[int, list[_Piece]] = {}
-        for number, query in enumerate(queries):
-            for piece in self._pieces(number, query):
-                size = max(piece.length, piece.targets)
-                width = bucket(size, _NARROWEST, self.context)
-                by_width.setdefault(width, []).append(piece)
-        for width, pieces in sorted(by_width.items()):
-            for piece, scores in self._rows(width, pieces):
-                found[piece.query] += scores
+        for number, piece in enumerate(pieces):  # those of one query in their order
+            found[piece.query] += results[number]
         return found
 
     def _pieces(self, number: int, query: Query) -> Iterator[_Piece]:
@@ -157,32 +165,6 @@ class Scorer:
             group.append(ids)
         yield _Piece(number, query.context, group)
 
-    def _rows(self, width: int, pieces: Sequence[_Piece]) -> Iterator[tuple[_Piece, list[Scored]]]:
-        """Pack, run, unpack; the pieces of one query come in their order."""
-        sizes = np.array([max(piece.length, piece.targets) for piece in pieces])
-        row_of = best_fit_decreasing(sizes, width)
-        n_rows = int(row_of.max()) + 1
-        rows: list[list[int]] = [[] for _ in range(n_rows)]
-        for number, row in enumerate(row_of):
-            rows[row].append(number)
-        B = bucket(min(max(self._batch_tokens // width, 1), n_rows))
-        branched = any(len(piece.continuations) > 1 for piece in pieces)
-        results: dict[int, list[Scored]] = {}
-        for first in range(0, n_rows, B):
-            batch = rows[first : first + B]
-            scores = self._run(_layout(batch, pieces, B, width, branched))
-            self.tokens += sum(pieces[number].length for members in batch for number in members)
-            for row, members in enumerate(batch):
-                begin = 0
-                for number in members:
-                    results[number] = []
-                    for ids in pieces[number].continuations:
-                        span = slice(begin, begin + len(ids))
-                        results[number].append(Scored(*(x[row, span].copy() for x in scores)))
-                        begin += len(ids)
-        for number, piece in enumerate(pieces):
-            yield piece, results[number]
-
     def _run(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         shape = (*arrays["tokens"].shape, arrays["places"].shape[1], "branches" in arrays)
         params = self.engine.params
@@ -199,10 +181,9 @@ class Scorer:
         return found.log_probs, found.likeliest
 
 
-def _layout(
-    rows: Sequence[Sequence[int]], pieces: Sequence[_Piece], B: int, T: int, branched: bool
-) -> dict[str, np.ndarray]:
-    """Arrays of one batch: B rows of T positions, and the places and targets of what is scored."""
+def _layout(rows: Sequence[Sequence[_Piece]], T: int, branched: bool) -> dict[str, np.ndarray]:
+    """Arrays of one batch: rows of T positions, and the places and targets of what is scored."""
+    B = len(rows)
     names = ("tokens", "segments", "positions", "branches", "places", "targets")
     arrays: dict[str, np.ndarray] = {name: np.zeros((B, T), np.int32) for name in names}
     arrays["counts"] = np.zeros(B, np.int32)
@@ -218,8 +199,7 @@ def _layout(
             arrays["branches"][row, span] = branch
             at += len(ids)
 
-        for segment, number in enumerate(members, 1):
-            _, context, continuations = pieces[number]
+        for segment, (_, context, continuations) in enumerate(members, 1):
             put(context, segment, 0, 0)
             last = at - 1
             for branch, ids in enumerate(continuations, 1):
