@@ -114,7 +114,8 @@ def ours(folder: Path) -> list[str]:
     """The command of a run; its metrics are in `folder`/run."""
     words = [
         "trainer=grpo", f"init_from={folder}/model", "data.source=jsonl",
-        f"data.path={folder}/prompts.jsonl", f"data.batch_size={PROMPTS}", "data.seq_len=512",
+        f"data.path={folder}/prompts.jsonl", f"data.batch_size={PROMPTS}",
+        "data.seq_len=288", "hardware.micro_batch=4",  # half a group fills a row
         f"data.cache_dir={folder}/cache", f"trainer.group_size={SAMPLES}",
         f"trainer.max_new_tokens={NEW}", "trainer.temperature=1.0",
         f"trainer.rewards=[{Path(__file__).resolve()}:score]", f"trainer.steps={STEPS}",
