@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launch.folder_names import folder_name, point_folder
 from launch.help import explained_keys, option_groups
 from launch.hydra_errors import first_line
-from launch.parallel import device_shares
+from launch.parallel import device_shares, gpus_of_a_job
 from launch.schemas import SCHEMAS, schema
 from llm.core.spec import RefusedError, Spec, spec_from_json, spec_target
 
@@ -36,6 +36,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("point_folder", point_folder, replace=True)
     OmegaConf.register_new_resolver("device_shares", device_shares, replace=True)
+    OmegaConf.register_new_resolver("gpus_of_a_job", gpus_of_a_job, replace=True)
     OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
     OmegaConf.register_new_resolver("explained_keys", explained_keys, replace=True)
     OmegaConf.register_new_resolver("without_mixture", without_mixture, replace=True)

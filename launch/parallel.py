@@ -39,6 +39,13 @@ def device_shares() -> int:
     return len(gpus_here()) or _ON_CPU
 
 
+def gpus_of_a_job() -> int:
+    """One, if this machine has any."""
+    from llm.core.shares import gpus_here
+
+    return min(len(gpus_here()), 1)
+
+
 def target_for_jobs(hardware: HardwareSpec, launcher: DictConfig) -> Any:
     """The `Target` that a job of this launcher will have; None if only the job itself can tell.
 

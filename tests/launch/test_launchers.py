@@ -1,21 +1,24 @@
-"""Sweeps by the plugins of the extra `sweeps`, for real."""
+"""Sweeps by launchers and sweepers that extras bring, for real."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.sweeps
+KINDS = {
+    "joblib": (pytest.mark.sweeps, 2, ["hydra/launcher=joblib", "seed=0,1"]),
+    "submitit": (pytest.mark.sweeps, 2, ["hydra/launcher=submitit_local", "seed=0,1"]),
+    "ray": (pytest.mark.ray, 2, ["hydra/launcher=ray", "seed=0,1"]),
+    "optuna": (
+        pytest.mark.sweeps, 3,
+        ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "seed=choice(0,1,2)"],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("words", "n"),
-    [
-        (["hydra/launcher=joblib", "seed=0,1"], 2),
-        (["hydra/launcher=submitit_local", "seed=0,1"], 2),
-        (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "seed=choice(0,1,2)"], 3),
-    ],
-    ids=lambda words: words[0] if isinstance(words, list) else None,
+    ("n", "words"),
+    [pytest.param(*rest, marks=mark, id=kind) for kind, (mark, *rest) in KINDS.items()],
 )
 def test_each_point_has_its_run_and_all_have_one_report(
     command, tiny_words, tmp_path: Path, words: list[str], n: int
