@@ -26,10 +26,14 @@ def explained(error: Exception) -> str:
         name = lacking[1]
         return f"{name}: no group of this program. It may have keys {name}.KEY, see --help"
     if isinstance(error, OverrideParseException):
-        problem = [line for line in error.message.splitlines() if not line.startswith("See ")]
-        return f"{error.override}: expected key=value ({problem[-1]})"
+        lines = [line for line in error.message.splitlines() if not line.startswith("See ")]
+        return f"{error.override}: expected key=value ({lines[-1]})"
     if isinstance(cause, OmegaConfBaseException):
-        return f"{first_line(error).removeprefix('Error merging override ')}: {first_line(cause)}"
+        word = first_line(error).removeprefix("Error merging override ")
+        key, _, value = word.partition("=")
+        wants_list = "is not a ListConfig" in str(cause)
+        problem = f"expected a list, as in {key}=[{value}]" if wants_list else first_line(cause)
+        return f"{word}: {problem}"
     return f"{' '.join(sys.argv[1:])}: {first_line(error)}"
 
 

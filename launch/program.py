@@ -25,7 +25,9 @@ def start(program: Callable[[], Any]) -> None:
 
     Exit status: 1 if Hydra cannot compose a configuration, 2 if we do not accept it.
     """
-    sys.argv[1:] = paths_quoted(sys.argv[1:])
+    words = paths_quoted(sys.argv[1:])
+    # Hydra's parser takes -m before all words or after them, not between.
+    sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:

@@ -91,7 +91,7 @@ class _Reader:
     """
 
     def __init__(self, batches: Batches, first: int, workers: int) -> None:
-        # The first spawn would start this process, and unblock the signal in passing.
+        # The first spawn would start this process, and unblock the signals in passing.
         multiprocessing.resource_tracker.ensure_running()
         self._iterate = partial(_iterate, batches, first, workers)
         self._index = first
@@ -115,9 +115,9 @@ class _Reader:
         self._thread.join()
 
     def _run(self) -> None:
-        # Grain starts its worker processes here, and they inherit what blocks Ctrl-C: the terminal
-        # sends it to every process, and only the main one should answer.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Grain starts its worker processes here, and they inherit what blocks signals: terminals
+        # and clusters send them to every process, and only the main one should answer.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         while self._wanted.get():
             try:
                 if self._iterator is None:
@@ -173,9 +173,9 @@ def _stop(readers: list[_Reader]) -> None:
 
 def _start_worker(index: int, count: int) -> None:
     """Make a worker process well-behaved: it outlives signals, but never its parent."""
-    # A cluster's SIGTERM reaches every process, and the run still wants batches until it has
-    # stopped on its own terms.
+    # After SIGTERM the run still wants batches, until it has stopped on its own terms.
     signal.signal(signal.SIGTERM, _leave_later)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # Grain imports jax; nothing here may claim a device.
     os.environ["JAX_PLATFORMS"] = "cpu"
     threading.Thread(target=_die_with_parent, name="die-with-parent", daemon=True).start()

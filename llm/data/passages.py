@@ -49,14 +49,15 @@ class HeldOut:
         """Bytes of documents by hash: of all of a source, or until some are seen on either side."""
         sizes: dict[int, int] = {}
         sides = set()
-        for document in source.documents(Skipped()):
+        skipped = Skipped()
+        for document in source.documents(skipped):
             value = hash_of(document.text)
             sizes[value] = len(document.text.encode())
             sides.add(value < self._limit)
             if len(sides) == 2:
                 break
         if not sizes:
-            raise RefusedError(f"{source.name}: it holds no text")
+            raise skipped.nothing_left(source.name)
         return sizes
 
     def _decide(self, sizes: list[dict[int, int]]) -> None:
@@ -153,10 +154,11 @@ class Passages:
         self._wanted = _shares(self._totals, weights, characters)
 
     def __iter__(self) -> Iterator[str]:
-        for number in range(len(self._sources)):
-            yield from self._of_one(number)
+        for number, source in enumerate(self._sources):
+            skipped = Skipped()
+            yield from self._of_one(number, skipped)
             if not self.taken[number]:
-                raise RefusedError(f"{self._sources[number].name}: it holds no text")
+                raise skipped.nothing_left(source.name)
 
     def _count(self, characters: int | None) -> list[int | None]:
         """How many characters there are to train on in each source; None where it is not known."""
@@ -170,25 +172,25 @@ class Passages:
                         "size and shares of a mixture need one"
                     )
         return [
-            None if source.size is None else sum(map(len, self._texts(number)))
+            None if source.size is None else sum(map(len, self._texts(number, Skipped())))
             for number, source in enumerate(self._sources)
         ]
 
-    def _texts(self, number: int) -> Iterator[str]:
+    def _texts(self, number: int, skipped: Skipped) -> Iterator[str]:
         """What there is to train on in each document of a source."""
-        for document in self._sources[number].documents(Skipped()):
+        for document in self._sources[number].documents(skipped):
             if self._held_out is None:
                 yield document.text
             else:
                 yield self._held_out.without(number, document.text)
 
-    def _of_one(self, number: int) -> Iterator[str]:
+    def _of_one(self, number: int, skipped: Skipped) -> Iterator[str]:
         wanted, total = self._wanted[number], self._totals[number]
         share = 1.0
         if wanted is not None and total is not None:
             share = min(1.0, wanted / max(total, 1))
         credit = 0.0
-        for text in self._texts(number):
+        for text in self._texts(number, skipped):
             for start in range(0, len(text), _PASSAGE):
                 passage = text[start : start + _PASSAGE]
                 credit += len(passage) * share

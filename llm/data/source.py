@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llm.core.spec import RefusedError
 from llm.data.digests import digest
 from llm.data.formats import Document, Format
 from llm.data.specs import DocumentsSpec
@@ -42,6 +43,15 @@ class Skipped:
             names = ", ".join(self.examples[reason]) + (", ..." if count > _EXAMPLES else "")
             parts.append(f"{count} {reason}" + (f" ({names})" if reason != "empty" else ""))
         return ", ".join(parts)
+
+    def nothing_left(self, source: str) -> RefusedError:
+        """What to raise if nothing is left of a source.
+
+        Args:
+            source: its name.
+        """
+        left_out = f" (left out: {self.describe()})" if self.counts else ""
+        return RefusedError(f"{source}: it holds no text{left_out}")
 
 
 class Source(abc.ABC):

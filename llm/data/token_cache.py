@@ -22,7 +22,6 @@ from loguru import logger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from llm.core.spec import RefusedError
 from llm.data.build_once import build_once
 from llm.data.digests import digest
 from llm.data.formats import Document, Format
@@ -100,8 +99,7 @@ def _build(work: Path, source: Source, tokenizer: Tokenizer) -> None:
         for batch in _batches(source.documents(skipped)):
             advance(writer.write(batch))
     if not writer.documents:
-        left_out = f" (left out: {skipped.describe()})" if skipped.counts else ""
-        raise RefusedError(f"{source.name}: it holds no text{left_out}")
+        raise skipped.nothing_left(source.name)
     if skipped.counts:
         # An empty file is nobody's mistake; anything else may be.
         level = "INFO" if set(skipped.counts) == {"empty"} else "WARNING"

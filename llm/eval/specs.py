@@ -108,7 +108,7 @@ class EvaluateSpec(Sampling):
     batch_tokens: int = knob(
         4096, "tokens that are scored at a time; on a GPU more may be faster", gt=0
     )
-    seed: int = knob(0, "all randomness follows from it", ge=0)
+    seed: int = knob(0, "all randomness follows from it", ge=0, lt=2**63)
     dtype: str = knob("float32", "type in which the weights are kept", choices=DTYPES)
     hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")
     tracker: TrackerSpec = knob(TrackerSpec(), "Weights & Biases")

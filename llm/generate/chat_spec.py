@@ -22,5 +22,5 @@ class ChatSpec(Sampling):
     max_new_tokens: int = knob(512, "tokens per answer at most", gt=0)
     temperature: float = knob(0.7, "0 takes the likeliest token", ge=0)
     top_p: float = knob(0.95, "sample from the likeliest tokens that hold this much", gt=0, le=1)
-    seed: int = knob(0, "all randomness follows from it", ge=0)
+    seed: int = knob(0, "all randomness follows from it", ge=0, lt=2**63)
     hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")

@@ -50,7 +50,7 @@ class GenerateSpec(Sampling):
     temperature: float = knob(0.8, "divides the logits; 0 takes the likeliest token", ge=0)
     top_p: float = knob(0.95, "draw from the likeliest tokens that hold this much", gt=0, le=1)
     stop: Sequence[str] = knob([], "texts that end an answer, besides the model's own stop tokens")
-    seed: int = knob(0, "all randomness follows from it", ge=0)
+    seed: int = knob(0, "all randomness follows from it", ge=0, lt=2**63)
     batch_size: int = knob(32, "rows that are decoded at a time", gt=0)
     dtype: str = knob("float32", "type in which the weights are kept", choices=DTYPES)
     hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")

@@ -281,7 +281,7 @@ def tick(value: float) -> str:
     """A tick as short as it can be: 3e-4, 0.5, 12, 1.2k."""
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-2:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     if abs(value) < 1000:

@@ -50,7 +50,7 @@ class ExperimentSpec(Spec):
     """Everything that defines a run."""
 
     name: str = knob(doc="name of the run's folder and W&B run")
-    seed: int = knob(0, "all randomness follows from it", ge=0)
+    seed: int = knob(0, "all randomness follows from it", ge=0, lt=2**63)
     init_from: str | Sequence[str] | None = knob(
         None,
         "first weights: pretrained (the model's own), scratch, a run folder, hf:org/name, ...; "
@@ -110,7 +110,9 @@ class ExperimentSpec(Spec):
                 "checkpoint, or set model.pretrained"
             )
         if not self.name.strip() or "/" in self.name:
-            raise RefusedError(f"name={self.name}: becomes part of a folder's name; no / in it")
+            raise RefusedError(
+                f"name={self.name}: becomes part of a folder's name; not empty, no /"
+            )
         if data.seq_len > model.max_seq_len:
             raise RefusedError(
                 f"data.seq_len={data.seq_len}: longer than model.max_seq_len={model.max_seq_len}"

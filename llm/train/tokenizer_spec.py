@@ -37,4 +37,6 @@ class TokenizerTrainingSpec(BPESpec):
                 "that it has not seen"
             )
         if not self.name.strip() or "/" in self.name:
-            raise RefusedError(f"name={self.name}: becomes part of a folder's name; no / in it")
+            raise RefusedError(
+                f"name={self.name}: becomes part of a folder's name; not empty, no /"
+            )

@@ -222,6 +222,46 @@ def test_workers_end_with_their_parent(spec_of, tmp_path, how):
         assert (out, err, process.returncode) == ("stopped\n", "", 0)
 
 
+ASKED_EARLY = """
+import json, multiprocessing, os, signal, sys, threading, time
+from llm.core.spec import spec_from_json
+
+def ask():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.01)
+    for wait in (0, 0.3, 1):  # nothing is imported yet, something is, all is
+        time.sleep(wait)
+        os.killpg(0, signal.SIGTERM)
+
+if __name__ == "__main__":
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    loader = spec_from_json(json.loads(sys.argv[1])).build(seed=0).batches()
+    threading.Thread(target=ask).start()
+    while len(asked) < 3:
+        next(loader)
+    print(next(loader)["tokens"].shape)
+"""
+
+
+def test_workers_that_are_asked_to_stop_while_they_start(spec_of, tmp_path):
+    """As a cluster asks: every process of the group."""
+    (tmp_path / "run.py").write_text(ASKED_EARLY)
+    spec = spec_of(random_texts(60), workers=2)
+    done = subprocess.run(
+        [sys.executable, "run.py", json.dumps(spec.to_json())],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "LOGURU_LEVEL": "ERROR"},
+        start_new_session=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{(spec.batch_size, spec.seq_len)}\n"
+
+
 INTERRUPTED = """
 import json, random, signal, sys
 import numpy as np

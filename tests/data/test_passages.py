@@ -108,10 +108,13 @@ def test_a_mixture_of_unknown_size_needs_a_number(source_of, tmp_path: Path) -> 
     assert sum(map(len, Passages([source_of(["ab"]), tasks], [1.0, 1.0], 1000))) > 400
 
 
-def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").touch()
-    source = open_source(SourceSpec(source="text", path=str(tmp_path / "empty.txt")), tmp_path)
-    with pytest.raises(RefusedError, match=r"empty\.txt: it holds no text"):
+@pytest.mark.parametrize(
+    ("content", "left_out"), [(b"", "1 empty"), (b"d\xe9j\xe0", r"1 not UTF-8 \(.*x.txt\)")]
+)
+def test_nothing_to_read_is_refused(tmp_path: Path, content: bytes, left_out: str) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    source = open_source(SourceSpec(source="text", path=str(tmp_path / "x.txt")), tmp_path)
+    with pytest.raises(RefusedError, match=rf"x\.txt: it holds no text \(left out: {left_out}\)"):
         HeldOut([source], 0.1)
-    with pytest.raises(RefusedError, match=r"empty\.txt: it holds no text"):
+    with pytest.raises(RefusedError, match=rf"x\.txt: it holds no text \(left out: {left_out}\)"):
         list(Passages([source], [1.0], None))

@@ -28,9 +28,7 @@ COMPOSITION = {
     "hardware.require=maybe": (
         "hardware.require=maybe: Value 'maybe' is not a valid bool (type str)"
     ),
-    "samples.prompts=def": (
-        "samples.prompts=def: Invalid value assigned: str is not a ListConfig, list or tuple."
-    ),
+    "samples.prompts=def": "samples.prompts=def: expected a list, as in samples.prompts=[def]",
     "model=lama": "model=lama: no such option. model has gpt, gpt2, llama, llama3_1b,",
     "model=": "model=: no such option. model has gpt, gpt2, llama, llama3_1b,",
     "trainer/schedule=foo": "trainer/schedule=foo: no such option. trainer/schedule has constant,",
@@ -45,9 +43,10 @@ OURS = {
     "trainer.steps=???": "trainer.steps: Missing mandatory value: steps",
     "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
     "model._target_=os.system": "model._target_=os.system: not a spec of this package",
-    "name=": "name=: becomes part of a folder's name; no / in it",
-    "name=a/b": "name=a/b: becomes part of a folder's name; no / in it",
+    "name=": "name=: becomes part of a folder's name; not empty, no /",
+    "name=a/b": "name=a/b: becomes part of a folder's name; not empty, no /",
     "seed=-1": "seed=-1: expected a number at least 0",
+    f"seed={2**64}": f"seed={2**64}: expected a number less than",
     "trainer.optimizer.lr=nan": "trainer.optimizer.lr=nan: expected a finite number",
     "trainer.optimizer.lr=inf": "trainer.optimizer.lr=inf: expected a finite number",
     "trainer.optimizer.lr=0": "trainer.optimizer.lr=0.0: expected a number greater than 0",

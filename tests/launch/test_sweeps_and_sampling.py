@@ -41,7 +41,7 @@ def test_a_sweep_with_a_crash_ends_in_a_report_and_goes_on(
 
 
 def test_a_misspelt_sweep_starts_nothing(command, tmp_path: Path) -> None:
-    done = command("-m", "trainer.lrr=1,2", "hydra.sweep.dir=sweep")
+    done = command("trainer.lrr=1,2", "-m", "hydra.sweep.dir=sweep")
     assert done.returncode == 1
     assert done.stderr.startswith("Refused: trainer.lrr: no such key.")
     assert not list(tmp_path.glob("sweep/*/"))
