@@ -4,15 +4,16 @@ import platform
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
-import resource, sys
+import resource, statistics
 from llm.core.allocator import keep_freed_memory
 from llm.core.hardware import HardwareSpec
 from llm.core.machine import claim
 
 claim(HardwareSpec(device="cpu", compilation_cache=None))
-if sys.argv[1] == "keep":
-    assert keep_freed_memory() == (sys.argv[2] == "glibc")
+assert keep_freed_memory()
 
 import jax, jax.numpy as jnp
 
@@ -22,22 +23,17 @@ def program(x):  # temporary arrays of 16 MiB
 
 x = jnp.ones((2048, 2048))
 pages = []
-for _ in range(8):
+for _ in range(30):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     program(x).block_until_ready()
     pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sum(pages[4:]))
+print(statistics.median(pages[10:]))
 """
 
 
-def pages_cleared(how: str) -> int:
-    """Pages that the system clears for four runs of a program."""
-    words = [sys.executable, "-c", SCRIPT, how, platform.libc_ver()[0]]
-    answer = subprocess.run(words, check=True, capture_output=True, text=True)
-    return int(answer.stdout)
-
-
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_a_program_finds_the_pages_of_its_last_runs() -> None:
-    kept, given_back = pages_cleared("keep"), pages_cleared("give back")
-    if platform.libc_ver()[0] == "glibc":
-        assert kept < given_back / 10
+    words = [sys.executable, "-c", SCRIPT]
+    answer = subprocess.run(words, check=True, capture_output=True, text=True)
+    # Of thousands; jax 0.12 by itself comes to that after some runs, older ones never do.
+    assert float(answer.stdout) < 100

@@ -233,13 +233,17 @@ def test_every_mesh_of_eight_devices_computes_the_same(shape, losses_on_one) -> 
 
 def test_options_of_the_compiler_save_memory() -> None:
     """Of several layers, attention's weights must not all be there at once."""
-    model = MODEL.replace(n_layers=6, max_seq_len=256)
-    stepper, factory = parts(model)
-    lowered = jax.jit(stepper.train_step).lower(factory.fresh(), batch(T=256))
-    options = COMPILER_OPTIONS["cpu"]
-    plain, frugal = lowered.compile(), lowered.compile(compiler_options=options)
-    sizes = [p.memory_analysis().temp_size_in_bytes for p in (plain, frugal)]
-    assert sizes[1] < 0.9 * sizes[0]
+
+    def temporary(n_layers: int) -> int:
+        stepper, factory = parts(MODEL.replace(n_layers=n_layers, max_seq_len=256))
+        lowered = jax.jit(stepper.train_step).lower(factory.fresh(), batch(T=256))
+        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS["cpu"])
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    of_a_layer = (temporary(6) - temporary(2)) / 4
+    weights = 8 * 4 * 256 * 256 * 4  # fp32, of 8 rows and 4 heads
+    # The rest of its activations is as much; jax 0.10 without the options needs twice as much.
+    assert of_a_layer < 1.4 * weights
 
 
 @pytest.mark.parametrize("optimizer", [AdamWSpec, MuonSpec])
