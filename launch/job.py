@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
 import traceback
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from launch.config import spec_from_config
 from launch.new_folders import forget_unless_begun
+from launch.orphans import working
 from launch.parallel import jobs_at_once, launcher_name
 from launch.processes import agreed, begin, join_run
 from launch.program import start_logging
@@ -58,13 +59,17 @@ def run_job(cfg: DictConfig) -> float | None:
     """
     stop = signals()
     hydra = HydraConfig.get()
+    with working(stop) if launcher_name(hydra.launcher) == "JoblibLauncher" else nullcontext():
+        return _run(cfg, hydra, stop)
+
+
+def _run(cfg: DictConfig, hydra: Any, stop: StopSignal) -> float | None:
     folder = Path(hydra.runtime.output_dir)
-    if stop():
+    start_logging()
+    if stop() or not _take_share(hydra, folder.parent, stop):
         forget_unless_begun(folder)
         _end_sweep()
         return None
-    start_logging()
-    _take_share(hydra, folder.parent)
     try:
         status, objective = _train(cfg, hydra, folder, stop)
     except Exception as error:
@@ -113,9 +118,12 @@ def _note(error: Exception, folder: Path) -> None:
 
     from llm.core.hosts import is_first
     from llm.report.run_files import now, write_result
+    from llm.train.step_report import DivergedError
 
     if isinstance(error, RefusedError):
         logger.error("{}: refused: {}", folder.name, error)
+    elif isinstance(error, DivergedError):
+        logger.error("{} failed: {}", folder.name, error)
     else:
         lines = "".join(traceback.format_exception(error))
         logger.error("{} failed:\n{}", folder.name, lines)
@@ -141,7 +149,7 @@ def _clean_up() -> None:
 
     jax.clear_caches()
     gc.collect()
-    with contextlib.suppress(OSError):  # the peak of memory, which is to be that of each job
+    with suppress(OSError):  # the peak of memory, which is to be that of each job
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -151,12 +159,12 @@ def _end_sweep() -> None:
         raise SystemExit(0)
 
 
-def _take_share(hydra: Any, sweep: Path) -> None:
+def _take_share(hydra: Any, sweep: Path, stop: StopSignal) -> bool:
+    """Have a part of the machine where jobs divide it; False if a stop was asked for before."""
     from llm.core.shares import take_share
 
     number = jobs_at_once(hydra.launcher)
-    if number > 1:
-        take_share(sweep / ".shares", number)
+    return number == 1 or take_share(sweep / ".shares", number, stop) is not None
 
 
 def _tell_children(number: int) -> None:
@@ -168,5 +176,5 @@ def _tell_children(number: int) -> None:
         return
     for thread in Path("/proc/self/task").glob("*/children"):
         for child in thread.read_text().split():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.kill(int(child), number)

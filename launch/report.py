@@ -15,6 +15,8 @@ from launch.text_words import with_text
 from llm.core.spec import RefusedError
 from llm.report.specs import ReportSpec
 
+_VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")  # of Hydra
+
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(cfg: DictConfig) -> None:
@@ -52,6 +54,7 @@ def find_folder(name: str) -> Path:
         RefusedError: there is none.
     """
     from llm.hub.sources import runs
+    from llm.report.json_files import read_json
     from llm.report.sweep_folder import is_sweep
 
     if name == "last":
@@ -63,13 +66,22 @@ def find_folder(name: str) -> Path:
     files = ("run.json", "result.json", "metrics.jsonl")
     if not is_sweep(folder) and not any((folder / file).is_file() for file in files):
         raise RefusedError(f"folder={name}: neither a run's folder nor a sweep's")
+    result = read_json(folder / "result.json")
+    if result and "step" not in result:
+        raise RefusedError(
+            f"folder={name}: of no training run; what made it has left its report there"
+        )
     return folder
 
 
 def program() -> None:
     """`main`, but a word that sets none of its keys is the folder, whatever is in its name."""
     keys = ("-", "hydra", *(f"{field.name}=" for field in dataclasses.fields(ReportSpec)))
-    sys.argv[1:] = [w if w.startswith(keys) else f"folder={w}" for w in sys.argv[1:]]
+    before = ("", *sys.argv[1:])  # each word's predecessor: some flags have a value
+    sys.argv[1:] = [
+        word if word.startswith(keys) or flag in _VALUED else f"folder={word}"
+        for flag, word in zip(before, sys.argv[1:], strict=False)
+    ]
     with_text("folder", main)()
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from loguru import logger
+
 from llm.core.devices import MEMORY_SHARE
 
 _PAUSE = 0.5  # seconds between two looks whether a part has become free
+_PATIENCE = 5.0  # seconds to wait without a word
 _held: dict[Path, tuple[Share, IO[str]]] = {}
 
 
@@ -69,7 +72,7 @@ def gpus_here(environment: Mapping[str, str] = os.environ) -> list[str]:
     return [str(n) for n in range(len(list(folder.iterdir())))] if folder.is_dir() else []
 
 
-def take_share(folder: Path, of: int) -> Share:
+def take_share(folder: Path, of: int, stopping: Callable[[], bool]) -> Share | None:
     """Take a part of this machine that no other living process has, waiting for one if need be.
 
     A process keeps its part until it ends, however it ends: the part is the lock on a file.
@@ -77,25 +80,42 @@ def take_share(folder: Path, of: int) -> Share:
     Args:
         folder: where the locks are, the same for all processes that divide the machine.
         of: parts. Cores are dealt out in turn, so are GPUs.
+        stopping: was a stop asked for? Then there is nothing to wait for, and no part.
     """
     folder = folder.absolute()
     if folder not in _held:
         folder.mkdir(parents=True, exist_ok=True)
-        number, lock = _lock(folder, of)
+        locked = _lock(folder, of, stopping)
+        if locked is None:
+            return None
+        number, lock = locked
         found = share(number, of, cpus_here(), gpus_here())
         found.take()
         _held[folder] = found, lock
     return _held[folder][0]
 
 
-def _lock(folder: Path, of: int) -> tuple[int, IO[str]]:
-    while True:
+def _lock(folder: Path, of: int, stopping: Callable[[], bool]) -> tuple[int, IO[str]] | None:
+    """Number and file of a part, in which the process that has it leaves its number."""
+    begin = time.monotonic()
+    told = False
+    while not stopping():
         for number in range(of):
-            file = (folder / str(number)).open("a")
+            file = (folder / str(number)).open("a+")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
             else:
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
                 return number, file
+        if not told and time.monotonic() - begin > _PATIENCE:
+            told = True
+            holders = ", ".join((folder / str(number)).read_text() for number in range(of))
+            logger.info(
+                "Waiting for a part of this machine: processes {} have all {} of them.", holders, of
+            )
         time.sleep(_PAUSE)
+    return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm.core.spec import RefusedError, Spec, knob
 from llm.data import patterns
+from llm.data.special_names import END_NAMES
 
 if TYPE_CHECKING:
     from llm.data.conversations import ChatSettings
@@ -99,6 +100,11 @@ class BPESpec(Spec):
         if self.separator is not None and self.separator not in self.special_tokens:
             raise RefusedError(
                 f"separator={self.separator}: not among special_tokens={list(self.special_tokens)}"
+            )
+        if self.separator is None and not set(END_NAMES) & set(self.special_tokens):
+            raise RefusedError(
+                f"special_tokens={list(self.special_tokens)}: none is known to end a text; say "
+                "separator=... which one does"
             )
 
 

@@ -19,29 +19,8 @@ from jaxtyping import Int32
 
 from llm.core.spec import RefusedError
 from llm.data.digests import digest
+from llm.data.special_names import END_NAMES, START_NAMES
 
-# Tokens that end a text, in the words of the tokenizers that are around; the first present counts.
-# End-of-turn tokens stand last: a chat model's vocabulary usually has both.
-_END_NAMES = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "[EOS]",
-    "<|end▁of▁sentence|>",
-    "[SEP]",
-    "<|eot_id|>",
-    "<|im_end|>",
-)
-_START_NAMES = (
-    "<|begin_of_text|>",
-    "<s>",
-    "<bos>",
-    "[BOS]",
-    "<|startoftext|>",
-    "<|begin▁of▁sentence|>",
-    "[CLS]",
-)
 _FILES = ("tokenizer.json", "tokenizer.model")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Longer texts are encoded in parts: memory stays bounded, and so does the library's time on one
@@ -233,7 +212,7 @@ class Tokenizer:
                 return wanted
             problem = f"separator={wanted}: no such special token"
         else:
-            for name in _END_NAMES:
+            for name in END_NAMES:
                 if name in names:
                     return name
             problem = "separator: this tokenizer has no token known to end a text; name one"
@@ -245,7 +224,7 @@ class Tokenizer:
         template = self._inner.encode("", add_special_tokens=True).ids
         if template and template[0] in self.special_ids.values():
             return int(template[0])
-        for name in _START_NAMES:
+        for name in START_NAMES:
             if name in self.special_ids:
                 return self.special_ids[name]
         return self.separator_id

@@ -60,6 +60,11 @@ def evaluate(spec: EvaluateSpec, folder: Path) -> dict[str, Any]:
     with ledger("prepare"):  # whatever is refused is refused before the work begins
         candidates = [candidate(words, spec, machine.spec) for words in spec.checkpoints]
         texts = read_texts(candidates, spec)
+    if len({(plan.sources, plan.eval_fraction) for one in candidates if (plan := one.text)}) > 1:
+        logger.warning(
+            "Checkpoints are scored on text of their own, and figures of different texts cannot be "
+            "compared: name one for all (data.source=...)."
+        )
     if machine.device.platform == "cpu":
         keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)

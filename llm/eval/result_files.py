@@ -163,7 +163,8 @@ def _texts(results: list[Mapping[str, Any]]) -> str:
         parts = {"all": text, **sources} if len(sources) > 1 else sources
         rows += [
             (
-                f"`{one['checkpoint']}`", name, with_interval(part["loss"], part["loss_95"]),
+                f"`{one['checkpoint']}`", name, text["split"], f"{text['stride']:,}",
+                with_interval(part["loss"], part["loss_95"]),
                 number(part["perplexity"]),
                 with_interval(part["bits_per_byte"], part["bits_per_byte_95"]),
                 f"{part['documents']:,}", f"{part['tokens']:,}", f"{part['bytes']:,}",
@@ -172,9 +173,12 @@ def _texts(results: list[Mapping[str, Any]]) -> str:
         ]  # fmt: skip
     if not rows:
         return ""
-    header = ("checkpoint", "text", "loss", "perplexity", "bits per byte", "documents", "tokens",
-              "bytes")  # fmt: skip
-    return "## Text\n\n" + _table(header, rows)
+    header = ("checkpoint", "text", "split", "stride", "loss", "perplexity", "bits per byte",
+              "documents", "tokens", "bytes")  # fmt: skip
+    scored = [one["text"] for one in results if one.get("text") is not None]
+    same = len({(*text["sources"], text["bytes"]) for text in scored}) == 1
+    note = "" if same else "\n\nNot all of the same text: not comparable from row to row."
+    return "## Text\n\n" + _table(header, rows) + note
 
 
 def _suites(results: list[Mapping[str, Any]]) -> str:

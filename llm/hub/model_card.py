@@ -142,27 +142,38 @@ def _results(result: Mapping[str, Any]) -> str:
 
 
 def _evaluation(lineage: Mapping[str, Any]) -> str:
-    """The newest evaluation of this very checkpoint, which launch/evaluate.py left with its run."""
+    """The newest figures of this very checkpoint, which launch/evaluate.py left with its run."""
     if not lineage.get("checkpoint"):
         return ""
     folder = Path(str(lineage["checkpoint"])).absolute().parent.parent / "evaluations"
     notes = (_read(path) for path in folder.glob("*.json"))
     fitting = [note for note in notes if note.get("step") == lineage.get("step")]
-    newest = max(fitting, key=lambda note: str(note.get("finished")), default={})
-    metrics = newest.get("metrics")
-    if not isinstance(metrics, dict):
-        return ""
-    rows = [
-        f"| {name} | {value:.4g} |"
-        for name, value in metrics.items()
-        if name.startswith(_METRICS) and isinstance(value, (int, float))
-    ]
-    words = [f"{newest['finished'][:10]}, context of {newest.get('context')} tokens"]
-    if isinstance(text := newest.get("text"), dict):
+    seen: set[str] = set()
+    sections = []
+    for note in sorted(fitting, key=lambda note: str(note.get("finished")), reverse=True):
+        metrics = {
+            name: value
+            for name, value in (note.get("metrics") or {}).items()
+            if name.startswith(_METRICS) and isinstance(value, (int, float)) and name not in seen
+        }
+        seen |= metrics.keys()
+        if metrics:
+            head = [f"{_how(note)}.\n", "| metric | value |", "| --- | --- |"]
+            rows = [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
+            sections.append("\n".join([*head, *rows, ""]))
+    return "\n".join(["## Evaluation\n", *sections]) if sections else ""
+
+
+def _how(note: Mapping[str, Any]) -> str:
+    """When an evaluation was made, and of what."""
+    words = [f"{note['finished'][:10]}, context of {note.get('context')} tokens"]
+    if isinstance(text := note.get("text"), dict):
         names = ", ".join(text.get("sources", {}))
-        words.append(f"texts: {names} ({text.get('documents')} documents, {text.get('split')})")
-    head = ["## Evaluation\n", f"{'; '.join(words)}.\n", "| metric | value |", "| --- | --- |"]
-    return "\n".join([*head, *rows, ""])
+        words.append(
+            f"texts: {names} ({text.get('documents')} documents, {text.get('split')}, stride of "
+            f"{text.get('stride')} tokens)"
+        )
+    return "; ".join(words)
 
 
 def _origin(pretrained: Pretrained, run: Mapping[str, Any]) -> str:

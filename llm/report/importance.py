@@ -12,15 +12,21 @@ _BINS = 3
 
 @dataclass(frozen=True)
 class Effect:
-    """What changing one field did, the others being as they were."""
+    """What changing one field did, the others being as they were.
+
+    By the sum of the main effects of all fields, fitted to all points together: points need not be
+    there for all combinations.
+    """
 
     field: str
     share: float | None
     """Of the variance of all points, from 0 to 1: omega squared, which unlike eta squared does not
-    grow with the number of values by chance alone (Hays 1963). Noise is what the main effects of
-    all fields together leave over. None: too few points to tell."""
+    grow with the number of values by chance alone (Hays 1963), of what the fit loses without this
+    field. Noise is what the fit leaves over. None: too few points to tell, or always changed
+    together with others."""
     means: dict[str, float]
-    """Mean of the points with each value (or third of the values, if nearly all differ)."""
+    """What the fit says of all points if they all had this value (or were in this third of the
+    values, if nearly all differ); where every combination is there, their mean."""
 
 
 def effects(settings: Sequence[dict[str, str]], values: Sequence[float]) -> list[Effect]:
@@ -36,8 +42,7 @@ def effects(settings: Sequence[dict[str, str]], values: Sequence[float]) -> list
     y = np.asarray(values, np.float64)
     levels = {f: _levels([s.get(f, "") for s in settings]) for f in fields}
     levels = {field: values for field, values in levels.items() if len(set(values)) > 1}
-    noise = _noise(list(levels.values()), y)
-    found = [_effect(field, of_points, y, noise) for field, of_points in levels.items()]
+    found = [_effect(field, levels, y) for field in levels]
     return sorted(found, key=lambda effect: -1.0 if effect.share is None else -effect.share)
 
 
@@ -58,32 +63,48 @@ def in_order(values: Sequence[str]) -> list[str]:
     return sorted(distinct, key=lambda value: numbers[value] or 0.0)
 
 
-def _effect(field: str, levels: list[str], y: np.ndarray, noise: float | None) -> Effect:
-    groups = {level: y[np.array(levels) == level] for level in in_order(levels)}
-    means = {level: float(group.mean()) for level, group in groups.items()}
+def _effect(field: str, levels: dict[str, list[str]], y: np.ndarray) -> Effect:
+    others = [of_points for other, of_points in levels.items() if other != field]
+    whole, without = _Fit([*others, levels[field]], y), _Fit(others, y)
+    means = whole.means_of_last(in_order(levels[field]))
     total = float(((y - y.mean()) ** 2).sum())
-    if noise is None or not total:
+    n = whole.rank - without.rank
+    if not n or whole.free < 1 or not total:
         return Effect(field, None, means)
-    between = sum(group.size * (group.mean() - y.mean()) ** 2 for group in groups.values())
-    share = (between - (len(groups) - 1) * noise) / (total + noise)
-    return Effect(field, max(float(share), 0.0), means)
+    noise = whole.left / whole.free
+    share = (without.left - whole.left - n * noise) / (total + noise)
+    return Effect(field, min(max(float(share), 0.0), 1.0), means)
 
 
-def _noise(factors: Sequence[list[str]], y: np.ndarray) -> float | None:
-    """Mean square of what all fields together, added up, leave unexplained.
+class _Fit:
+    """Least squares of a constant and a main effect of each factor."""
 
-    None if as many parameters as there are points, or more, would be fitted.
-    """
-    columns = [np.ones(y.size)]
-    for levels in factors:
-        of_point = np.array(levels)
-        columns += [(of_point == level).astype(np.float64) for level in dict.fromkeys(levels)]
-    free = y.size - 1 - sum(len(set(levels)) - 1 for levels in factors)
-    if free < 1:
-        return None
-    design = np.stack(columns, axis=1)
-    fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
-    return float(((y - fitted) ** 2).sum()) / free
+    def __init__(self, factors: Sequence[list[str]], y: np.ndarray) -> None:
+        self._columns = [[np.ones(y.size)]]
+        self._columns += [[_is(levels, one) for one in in_order(levels)] for levels in factors]
+        design = self._design()
+        self._solution, _, self.rank, _ = np.linalg.lstsq(design, y, rcond=None)
+        self.free = y.size - self.rank
+        """Points beyond those that the parameters need."""
+        self.left = float(((y - design @ self._solution) ** 2).sum())
+        """Sum of squares that is not explained."""
+
+    def means_of_last(self, levels: Sequence[str]) -> dict[str, float]:
+        """Mean of the fit over all points, if they all had one level of the last factor."""
+        last = self._columns[-1]
+        means = {}
+        for place, level in enumerate(levels):
+            self._columns[-1] = [np.full_like(c, i == place) for i, c in enumerate(last)]
+            means[level] = float((self._design() @ self._solution).mean())
+        self._columns[-1] = last
+        return means
+
+    def _design(self) -> np.ndarray:
+        return np.stack([column for factor in self._columns for column in factor], axis=1)
+
+
+def _is(levels: list[str], level: str) -> np.ndarray:
+    return (np.array(levels) == level).astype(np.float64)
 
 
 def _levels(values: list[str]) -> list[str]:

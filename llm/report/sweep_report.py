@@ -188,7 +188,10 @@ def _near_best(sweep: Sweep) -> str:
     ]
     if not near:
         return ""
-    return f"Within the spread of the seeds of the first: number {', '.join(near)}."
+    return (
+        f"The seeds do not tell number {', '.join(near)} from the first: the means differ by less "
+        "than both spreads together."
+    )
 
 
 def _link(point: Point, text: str) -> str:
@@ -209,10 +212,14 @@ def _effects_section(sweep: Sweep) -> str:
     rows = [(f"`{e.field}`", _share(e), _means(e, sweep.objective.sign)) for e in found]
     note = (
         f"Share of the variance of {sweep.objective} over {len(points)} points that each field "
-        "explains by itself (omega squared). What is left is noise and what fields do together."
+        "explains, the others being as they were (omega squared). What is left is noise and what "
+        "fields do together."
     )
     if any(effect.share is None for effect in found):
-        note += " More points are needed than the fields have values: no noise is left to tell by."
+        note += (
+            " A share cannot be told where a field changed only together with others, or where "
+            "there are no more points than the fields have values: no noise is left to tell by."
+        )
     elif len(points) < 12:
         note += f" From {len(points)} points this is a hint, not a finding."
     if SEED in sweep.swept:

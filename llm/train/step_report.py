@@ -20,6 +20,9 @@ class _Pending(NamedTuple):
     step: int
     metrics: dict[str, jax.Array]
     of_batch: dict[str, float]
+    ready: float | None
+    """When it had ended, if it had when it was pushed: CPUs may run a small step while it is
+    dispatched. None: it was still running."""
 
 
 class StepReport:
@@ -70,7 +73,9 @@ class StepReport:
             data_wait: seconds the loop waited for the batch, if `of_batch` does not say so.
         """
         of_batch = {"perf/data_wait": data_wait, **of_batch}
-        previous, self._pending = self._pending, _Pending(step, metrics, of_batch)
+        arrays: list[Any] = list(metrics.values())
+        ready = time.perf_counter() if all(array.is_ready() for array in arrays) else None
+        previous, self._pending = self._pending, _Pending(step, metrics, of_batch, ready)
         self._log(previous)
 
     def flush(self) -> None:
@@ -85,10 +90,10 @@ class StepReport:
     def _log(self, pending: _Pending | None) -> None:
         if pending is None:
             return
-        step, device_metrics, of_batch = pending
+        step, device_metrics, of_batch, ready = pending
         metrics = {k: float(v) for k, v in jax.device_get(device_metrics).items()}  # waits
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
+        ready = ready or time.perf_counter()
+        seconds, self._since = ready - self._since, ready
         tokens = round(metrics.pop("tokens"))
         self.tokens += tokens
         metrics["perf/step_time"] = seconds

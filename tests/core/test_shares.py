@@ -14,8 +14,12 @@ TAKE = """
 import os, sys
 from pathlib import Path
 from llm.core.shares import take_share
-share = take_share(Path(sys.argv[1]), 2)
-again = take_share(Path(sys.argv[1]), 2)
+import llm.core.shares
+llm.core.shares._PATIENCE = 0
+share = take_share(Path(sys.argv[1]), 2, lambda: len(sys.argv) > 2)
+if share is None:
+    sys.exit("gave up")
+again = take_share(Path(sys.argv[1]), 2, lambda: False)
 print(share.number, again.number, os.sched_getaffinity(0) == set(share.cpus), flush=True)
 sys.stdin.read()
 """
@@ -44,9 +48,10 @@ def test_gpus_are_those_that_may_be_used() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
 def test_processes_have_different_parts_and_a_dead_one_leaves_its_part(tmp_path: Path) -> None:
-    def begin() -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", TAKE, str(tmp_path / "shares")]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def begin(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", TAKE, str(tmp_path / "shares"), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def line(process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
@@ -55,7 +60,11 @@ def test_processes_have_different_parts_and_a_dead_one_leaves_its_part(tmp_path:
     first, second = begin(), begin()
     taken = sorted([line(first), line(second)])
     assert taken == ["0 0 True", "1 1 True"]
+    assert begin("stopping").communicate()[1] == "gave up\n"
     third = begin()  # waits
+    assert third.stderr is not None
+    said = third.stderr.readline()
+    assert "Waiting for a part" in said and str(first.pid) in said and str(second.pid) in said
     first.kill()
     first.communicate()
     assert line(third).split()[0] in ("0", "1")

@@ -45,6 +45,7 @@ def test_one_source_is_a_mixture_of_one():
         (lambda: TokenizerSpec(vocab_size=257), "at least 259"),
         (lambda: TokenizerSpec(special_tokens=["a", "a"]), "doubled"),
         (lambda: TokenizerSpec(special_tokens=[]), "separator"),
+        (lambda: TokenizerSpec(special_tokens=["<|tool|>"]), "none is known to end a text"),
         (lambda: TokenizerSpec(separator="<sep>"), "not among"),
         (lambda: PackedSpec().build(seed=-1), "not negative"),
         (lambda: PackedSpec(batch_size=3).build(0, 0, 2), "2 hosts"),

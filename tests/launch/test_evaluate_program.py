@@ -117,6 +117,14 @@ def test_every_checkpoint_of_a_run_has_its_figures_on_its_card(
         assert f"| eval/core | {share} |" in card
     note_in_run({"finished": "2026-01-01", "spec": {}}, result, tmp_path / "b" / "0")
     assert len(list((trained_run / "evaluations").iterdir())) == 3
+    # A later evaluation of something else takes nothing off the card.
+    result["metrics"] = {"eval/loss": 3.5, "eval/core": 0.75}
+    note_in_run({"finished": "2026-01-02", "spec": {}}, result, tmp_path / "c" / "0")
+    result["metrics"] = {"eval/loss": 3.25}
+    note_in_run({"finished": "2026-01-03", "spec": {}}, result, tmp_path / "d" / "0")
+    card = model_card(replace(model, lineage={**model.lineage, "step": 2}), certificate)
+    assert "| eval/loss | 3.25 |" in card and "| eval/core | 0.75 |" in card
+    assert "3.5 |" not in card and "| 0.5 |" not in card
 
 
 @pytest.fixture
