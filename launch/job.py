@@ -170,11 +170,20 @@ def _take_share(hydra: Any, sweep: Path, stop: StopSignal) -> bool:
 def _tell_children(number: int) -> None:
     """Processes that run jobs for this one are to stop too.
 
-    Ctrl-C reaches them by itself: a terminal sends it to all.
+    Ctrl-C at a terminal reaches them by itself.
     """
-    if number != signal.SIGTERM:
+    if number == signal.SIGINT and _at_terminal():
         return
     for thread in Path("/proc/self/task").glob("*/children"):
         for child in thread.read_text().split():
             with suppress(OSError):
-                os.kill(int(child), number)
+                os.kill(int(child), signal.SIGTERM)
+
+
+def _at_terminal() -> bool:
+    """Is this one of the processes that a terminal sends Ctrl-C to?"""
+    try:
+        with Path("/dev/tty").open() as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False

@@ -80,14 +80,32 @@ def test_a_job_that_failed_before_its_run_began_is_marked_as_failed(tmp_path: Pa
 TELL = """
 import signal, subprocess
 from launch import job
-child = subprocess.Popen(["sleep", "60"])
+first = subprocess.Popen(["sleep", "60"])
+job._at_terminal = lambda: True
 job._tell_children(signal.SIGINT)  # a terminal sends it to all by itself
-before = child.poll()
+before = first.poll()
 job._tell_children(signal.SIGTERM)
-print(before, child.wait() == -signal.SIGTERM)
+print(before, first.wait() == -signal.SIGTERM)
+second = subprocess.Popen(["sleep", "60"])
+job._at_terminal = lambda: False
+job._tell_children(signal.SIGINT)
+print(second.wait() == -signal.SIGTERM)
 """
 
 
 def test_workers_are_told_to_stop_by_a_signal_that_does_not_reach_them() -> None:
     done = subprocess.run([sys.executable, "-c", TELL], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "True"]
+    assert done.stdout.split() == ["None", "True", "True"]
+
+
+ASK = "from launch.job import _at_terminal; print(_at_terminal())"
+AT_TERMINAL = "import pty, sys; pty.spawn([sys.executable, '-c', sys.argv[1]])"
+
+
+@pytest.mark.parametrize("words", [[ASK], [AT_TERMINAL, ASK]], ids=["without", "at one"])
+def test_a_terminal_is_known(words: list[str]) -> None:
+    command = [sys.executable, "-c", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, start_new_session=True, check=True
+    )
+    assert done.stdout.strip() == str(words[0] == AT_TERMINAL)
