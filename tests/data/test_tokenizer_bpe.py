@@ -125,10 +125,13 @@ def test_load_from_file_and_folder(tokenizer, tmp_path):
 
 
 def test_a_tokenizer_without_a_known_end_is_refused_unless_told():
-    spec = TokenizerSpec(vocab_size=300, special_tokens=["<doc>"])
-    with pytest.raises(RefusedError, match=r"name one .it has <doc>"):
-        train_bpe([TEXT], spec)
-    assert train_bpe([TEXT], spec.replace(separator="<doc>")).separator == "<doc>"
+    words = {"vocab_size": 300, "special_tokens": ["<doc>"]}
+    with pytest.raises(
+        RefusedError, match=r"special_tokens=\['<doc>'\]: none is known to end a text"
+    ):
+        TokenizerSpec(**words)
+    told = TokenizerSpec(**words, separator="<doc>")
+    assert train_bpe([TEXT], told).separator == "<doc>"
 
 
 def test_start_of_text_token_opens_a_document():
