@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import traceback
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run_job(cfg: DictConfig) -> float | None:
     """
     stop = signals()
     hydra = HydraConfig.get()
-    with working(stop) if launcher_name(hydra.launcher) == "JoblibLauncher" else nullcontext():
+    with working(stop):
         return _run(cfg, hydra, stop)
 
 

@@ -1,5 +1,6 @@
 """A worker whose parent was killed saves its job and ends."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,27 +8,34 @@ from pathlib import Path
 
 import pytest
 
-WORKER = """
-import os, signal, sys, time
+SWEEP = """
+import multiprocessing, os, signal, sys, time
 from pathlib import Path
 from launch.orphans import working
 
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-with working(lambda: bool(asked)):
-    Path(sys.argv[1], "pid").write_text(str(os.getpid()))
-    while not asked:
-        time.sleep(0.05)
-    time.sleep(1.5)  # a checkpoint is being saved
-    Path(sys.argv[1], "saved").write_text(str(len(asked)))
-time.sleep(600)  # nobody takes the result
+def work(folder):
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    with working(lambda: bool(asked)):
+        Path(folder, "pid").write_text(str(os.getpid()))
+        while not asked:
+            time.sleep(0.05)
+        time.sleep(1.5)  # a checkpoint is being saved
+        Path(folder, "saved").write_text(str(len(asked)))
+    time.sleep(600)  # nobody takes the result
+
+if __name__ == "__main__":
+    with working(lambda: False):  # its own parent, a shell maybe, may end
+        multiprocessing.get_context("spawn").Process(target=work, args=[sys.argv[1]]).start()
+        time.sleep(600)
 """
-PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, WORKER, str(tmp_path)])
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    command = [sys.executable, str(tmp_path / "sweep.py"), str(tmp_path)]
+    parent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
     number = tmp_path / "pid"
     wait_until(lambda: number.exists() and number.read_text() != "")
     worker = Path("/proc", number.read_text())
