@@ -21,7 +21,7 @@ from loguru import logger
 from llm.report.specs import TrackerSpec
 from llm.report.wandb_artifacts import checkpoint_artifact, parent_artifact
 from llm.report.wandb_resume import Event, Rows, last_step_on_disk
-from llm.report.wandb_service import end_service, has_lost_service
+from llm.report.wandb_service import end_service, give_way, has_lost_service
 from llm.report.wandb_start import (
     brief,
     choose_mode,
@@ -37,6 +37,7 @@ _INIT_SECONDS = 15.0  # for reaching the server; a short run must still have tim
 _PATIENCE = 75.0  # seconds after which a start-up that says nothing is called hung
 _FINISH_SECONDS = 30.0
 _LINEAGE_SECONDS = 5.0
+_PAUSE = 1.0  # seconds between two lots of events: one by one they cost W&B several times as much
 _Job = Callable[[Any, Any], None]  # takes the wandb module and the run
 
 
@@ -207,7 +208,6 @@ class WandbTracker:
                 self._queue.popleft()
                 dropped = True
             self._queue.append(job)
-            self._changed.notify()
         if dropped:
             self._warn(
                 f"W&B is more than {self._capacity} events behind: its oldest waiting events are "
@@ -273,12 +273,12 @@ class WandbTracker:
         run.log(dict(metrics), step=row)
 
     def _next(self) -> _Job | None:
-        """The next job, waiting for one; None when finishing and nothing is left."""
+        """The next job, waiting for the next lot; None when finishing and nothing is left."""
         with self._changed:
             while not self._queue:
                 if self._exit_code is not None:
                     return None
-                self._changed.wait()
+                self._changed.wait(_PAUSE)
             return self._queue.popleft()
 
     def _start(self, wandb: Any) -> Any:
@@ -300,6 +300,7 @@ class WandbTracker:
             run = self._initialise(wandb, mode)
         if mode == "online":
             prepare_for_tables(wandb, run)
+        give_way(wandb)
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens")
         if self._resumed_at is not None:

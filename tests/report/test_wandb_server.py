@@ -11,7 +11,7 @@ import time
 import pytest
 from wandb_stand_in import StandIn, stand_in
 
-from llm.report import wandb_tracker
+from llm.report import wandb_service, wandb_tracker
 from llm.report.json_files import write_json
 from llm.report.metrics_file import read_metrics
 from llm.report.samples import Sample
@@ -239,18 +239,20 @@ def test_a_server_that_does_not_let_a_run_begin(make_report, server, hurried, lo
 
 
 def test_a_hung_server_costs_a_step_next_to_nothing(make_report, server, hurried):
-    """In seconds of computing, its thread's included: that is what it takes away from training."""
+    """In seconds of computing, of its thread and process too: what it takes away from training."""
     report = make_report(mode="online")
     train(report, (1,))
     assert server.until(lambda: report._tracker.url is not None)
     hang(server)
     thread = next(t for t in threading.enumerate() if t.name == "wandb")
-    clock = time.pthread_getcpuclockid(thread.ident)
-    before = time.clock_gettime(clock), time.thread_time()
+    service = wandb_service._process(sys.modules["wandb"])
+    clocks = time.CLOCK_THREAD_CPUTIME_ID, time.pthread_getcpuclockid(thread.ident)
+    clocks += (~service.pid << 3 | 2,)  # of a process, as clock_getcpuclockid makes it
+    before = [time.clock_gettime(clock) for clock in clocks]
     train(report, range(2, 302))
-    own = time.thread_time() - before[1]
-    time.sleep(0.5)  # for the thread to take what is queued
-    spent = time.clock_gettime(clock) - before[0] + own
-    assert spent / 300 < 0.004  # seconds; it takes 0.001, on a machine with much else to do
+    time.sleep(2)  # for W&B to take what is queued
+    spent = [time.clock_gettime(clock) - then for clock, then in zip(clocks, before, strict=True)]
+    assert sum(spent) / 300 < 0.004  # seconds; it takes 0.001, on a machine with much else to do
+    assert os.getpriority(os.PRIO_PROCESS, service.pid) >= 10  # and that gives way
     report.finish("finished")
     assert last_step_on_disk(report.folder, report.tracker_id) == 301

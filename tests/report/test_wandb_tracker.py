@@ -1,4 +1,5 @@
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from llm.report import wandb_tracker
 from llm.report.samples import Sample
 from llm.report.specs import TrackerSpec
 from llm.report.wandb_tracker import WandbTracker, new_run_id
@@ -119,6 +121,20 @@ def test_everything_queued_is_sent_before_the_end(make, fake_run):
     assert tracker.wait(5)
     assert [step for step, _ in fake_run.logged] == list(range(101))
     assert fake_run.exit_code == 1
+
+
+def test_events_are_sent_in_lots(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb_tracker, "_PAUSE", 0.4)
+    sent = []
+    run = FakeRun(tmp_path, log=lambda: sent.append(time.monotonic()))
+    tracker = make(FakeWandb(run))
+    for step in range(20):
+        tracker.log(step, {"tokens": step})
+        time.sleep(0.05)
+    tracker.finish(0)
+    assert tracker.wait(5)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(sent)]
+    assert len([pause for pause in pauses if pause > 0.04]) <= 4  # one by one it would be 19
 
 
 def test_resume_asks_for_the_same_run(make, fake_run):
@@ -235,6 +251,7 @@ def two_runs(tmp_path_factory):
     code = f"""
 from pathlib import Path
 from llm.report.run_report import RunReport
+from llm.report import wandb_tracker
 from llm.report.samples import Sample
 from llm.report.specs import TrackerSpec
 for name, status, loss in (("a", "failed", 3.0), ("b", "finished", 2.0)):
