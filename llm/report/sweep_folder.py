@@ -225,6 +225,16 @@ class Sweep:
         sign = -(self.objective.sign or -1)
         return sorted(found, key=lambda setting: (setting.failed > 0, sign * setting.mean))
 
+    @property
+    def unmeasured(self) -> dict[tuple[tuple[str, str], ...], str]:
+        """Settings of which no point has a value, and what became of their points, in words."""
+        measured = {setting.words for setting in self.ranked}
+        found: dict[tuple[tuple[str, str], ...], dict[str, None]] = {}
+        for point in self.points:
+            if point.setting not in measured:
+                found.setdefault(point.setting, {})[point.status] = None
+        return {words: ", ".join(statuses) for words, statuses in found.items()}
+
     def short(self, key: str) -> str:
         """A key without its groups, if that leaves no doubt: lr for trainer.optimizer.lr."""
         last = key.replace("/", ".").rpartition(".")[2]

@@ -173,8 +173,9 @@ def _dots(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
     axes = figure.subplots()
     dress(axes, "each dot a run, the line their mean")
     field = fields[0]
-    values = in_order([dict(s.words).get(field, "") for s in sweep.ranked])
     by_value = {dict(s.words).get(field, ""): s for s in sweep.ranked}
+    empty = {dict(words).get(field, ""): status for words, status in sweep.unmeasured.items()}
+    values = in_order([*by_value, *empty])
     numbers = [as_number(value) for value in values]
     spaced = [x for x in numbers if x is not None]
     at = [float(i) for i in range(len(values))]
@@ -186,16 +187,26 @@ def _dots(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
             axes.set_xscale("log")
         places = np.log(at) if logarithmic else np.array(at)
         named = apart(places, 0.015 * max(map(len, values)))
+    means = {}
     for x, value in zip(at, values, strict=True):
-        some = by_value[value].values
-        axes.plot([x] * len(some), some, "o", color=_COLOURS[0], markersize=7, alpha=0.6, mew=0)
-    means = [by_value[value].mean for value in values]
-    axes.plot(at, means, "-", color=_COLOURS[0], linewidth=1.6)
-    best = min(range(len(means)), key=lambda i: -(sweep.objective.sign or -1) * means[i])
+        if value in by_value:
+            some = by_value[value].values
+            axes.plot([x] * len(some), some, "o", color=_COLOURS[0], markersize=7, alpha=0.6, mew=0)
+            means[x] = by_value[value].mean
+        else:
+            axes.axvline(x, color=GRID, zorder=0)
+            axes.text(
+                x, 0.02, empty[value], transform=axes.get_xaxis_transform(), ha="center",
+                fontsize=10.5, color=QUIET,
+            )  # fmt: skip
+    axes.plot(list(means), list(means.values()), "-", color=_COLOURS[0], linewidth=1.6)
+    best = min(means, key=lambda x: -(sweep.objective.sign or -1) * means[x])
+    value = values[at.index(best)]
+    side = "left" if best == at[0] else "right" if best == at[-1] else "center"
     axes.annotate(
-        f"best: {values[best]}, {number(means[best])}", (at[best], means[best]), xytext=(0, -16),
-        textcoords="offset points", ha="center", va="top", color=_COLOURS[0], fontweight="bold",
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+        f"best: {value}, {number(means[best])}", (best, min(by_value[value].values)),
+        xytext=(0, -10), textcoords="offset points", ha=side, va="top", color=_COLOURS[0],
+        fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
     axes.set_xticks(at, [value if i in named else "" for i, value in enumerate(values)])
     axes.minorticks_off()
@@ -224,7 +235,9 @@ def _is_grid(settings: Sequence[Setting], fields: list[str]) -> bool:
 def _heat_map(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
     axes = figure.subplots()
     # The field with more values along the longer side.
-    columns = {f: in_order([dict(s.words).get(f, "") for s in sweep.ranked]) for f in fields}
+    empty = [(dict(setting), status) for setting, status in sweep.unmeasured.items()]
+    known = [dict(s.words) for s in sweep.ranked] + [own for own, _ in empty]
+    columns = {f: in_order([own.get(f, "") for own in known]) for f in fields}
     across, down = sorted(fields, key=lambda f: -len(columns[f]))
     cells = np.full((len(columns[down]), len(columns[across])), np.nan)
     words = {}
@@ -244,6 +257,10 @@ def _heat_map(figure: Figure, sweep: Sweep, fields: list[str]) -> None:
             column, row, text, ha="center", va="center", fontsize=10.5,
             color="white" if dark else INK,
         )  # fmt: skip
+    for own, status in empty:
+        row = columns[down].index(own.get(down, ""))
+        column = columns[across].index(own.get(across, ""))
+        axes.text(column, row, status, ha="center", va="center", fontsize=10.5, color=QUIET)
     best = dict(sweep.ranked[0].words)
     corner = columns[across].index(best[across]) - 0.5, columns[down].index(best[down]) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#c0262d", linewidth=3, zorder=3))

@@ -13,7 +13,7 @@ from llm.report.follow import follow
 from llm.report.importance import effects, in_order
 from llm.report.objective import Objective
 from llm.report.sweep_folder import is_sweep, read_sweep
-from llm.report.sweep_plots import apart
+from llm.report.sweep_plots import _dots, _figure, _heat_map, apart
 from llm.report.sweep_report import show_sweep, write_sweep_report
 
 LR, DEPTH = "trainer.optimizer.lr", "model.n_layers"
@@ -63,6 +63,31 @@ def sweep(tmp_path: Path) -> Path:
               "last": {"last:sft": "outputs/a/checkpoints/3"}, "ended": "2026-01-01"}  # fmt: skip
     (folder / "sweep.json").write_text(json.dumps(record))
     return folder
+
+
+def test_what_became_of_settings_without_a_value(sweep: Path) -> None:
+    found = read_sweep(sweep)
+    assert found.unmeasured == {((LR, "9"),): "failed, killed, waiting"}
+    figure = _figure(4.8, "")
+    _dots(figure, found, [LR])
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.001", "0.01", "0.1", "9"]
+    assert "failed, killed, waiting" in [text.get_text() for text in axes.texts]
+
+
+def test_cells_without_a_value(tmp_path: Path) -> None:
+    planned = [{LR: lr, DEPTH: n} for lr in ("0.1", "9") for n in ("1", "2")]
+    for number, words in enumerate(planned):
+        if number < 2:
+            point(tmp_path, number, words, loss=number + 1.0)
+        else:
+            point(tmp_path, number, words, loss=None, status="failed", error="diverged")
+    record = {"words": ["x"], "swept": [LR, DEPTH], "objective": "eval/loss", "points": planned}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    figure = _figure(4.8, "")
+    _heat_map(figure, read_sweep(tmp_path), [LR, DEPTH])
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert sorted(said) == ["1.0000", "2.0000", "failed", "failed"]
 
 
 def test_twelve_points(sweep: Path, capsys) -> None:
