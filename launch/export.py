@@ -47,6 +47,7 @@ def main(cfg: DictConfig) -> None:
                 out,
                 dtype=spec.dtype,
                 max_shard_bytes=int(spec.max_shard_gib * 2**30),
+                gguf=spec.gguf,
                 repo=spec.push,
             )
         if spec.push is not None:

@@ -19,6 +19,7 @@ import numpy as np
 from loguru import logger
 
 from llm.data.tokenizer import Tokenizer
+from llm.hub.gguf_file import open_gguf
 from llm.hub.hf_folder import open_hf_folder
 from llm.hub.pretrained import Pretrained
 from llm.hub.safetensors_file import SafetensorsFiles
@@ -38,6 +39,7 @@ def certify(
     *,
     dtype: str,
     tensors: Sequence[dict[str, Any]],
+    gguf: Path | None = None,
 ) -> dict[str, Any]:
     """Read back what was written, and compare.
 
@@ -46,12 +48,14 @@ def certify(
         folder: complete but for the model card and this certificate.
         dtype: type of the stored weights.
         tensors: of each tensor that was written, name, shape, file and SHA-256.
+        gguf: the same model as a GGUF file in the folder, if there is one.
 
     Returns:
         The certificate as JSON data. `read_back` compares our reader's model with the one in
         memory (bfloat16: so large is the effect of rounding), `transformers` compares its model
-        with both. Differences are the largest between two logits; `greedy_agreement` is the share
-        of positions where the likeliest next token is the same.
+        with both, `gguf` that of the file with the one in memory. Differences are the largest
+        between two logits; `greedy_agreement` is the share of positions where the likeliest next
+        token is the same.
 
     Raises:
         RuntimeError: tensors differ, or a program computes something else from them.
@@ -87,6 +91,8 @@ def certify(
     else:
         comparison["transformers"] = None
         logger.warning("transformers or torch is not installed: it could not check the export.")
+    if gguf is not None:
+        comparison["gguf"] = _gguf_check(pretrained.tokenizer, gguf, template, ids_T, here_TV)
     sizes = [int(np.prod(tensor["shape"])) for tensor in tensors]
     return {
         "source": pretrained.source,
@@ -99,6 +105,21 @@ def certify(
         "versions": _versions(),
         "tensors": list(tensors),
     }
+
+
+def _gguf_check(
+    tokenizer: Tokenizer, path: Path, template: Any, ids_T: np.ndarray, here_TV: np.ndarray
+) -> dict[str, Any]:
+    """Read the file back; its tokenizer must cut this text as the one in memory."""
+    read = open_gguf(path, str(path))
+    text = tokenizer.decode(ids_T)
+    if read.tokenizer.encode(text) != tokenizer.encode(text):
+        raise RuntimeError(f"the tokenizer in {path.name} is not the one in memory")
+    stored = read.lineage["stored_as"]
+    found = compare(_logits(read.spec, read.weights(template), ids_T), here_TV)
+    if stored.keys() == {"F32"}:
+        _demand("our reader of GGUF files", found, here_TV)
+    return {"file": path.name, "sha256": read.lineage["sha256"], "stored_as": stored, **found}
 
 
 def compare(a_TV: np.ndarray, b_TV: np.ndarray) -> dict[str, float]:

@@ -17,6 +17,7 @@ from loguru import logger
 from llm.core.hardware import DTYPES
 from llm.core.spec import RefusedError
 from llm.hub.certificate import certify
+from llm.hub.gguf_export import write_gguf
 from llm.hub.hf_config import hf_config
 from llm.hub.hf_folder import INDEX, WEIGHTS
 from llm.hub.model_card import model_card
@@ -36,6 +37,7 @@ def export(
     *,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    gguf: str | None = None,
     repo: str | None = None,
 ) -> dict[str, Any]:
     """Write the model, its tokenizer, a model card and the certificate that all of it is right.
@@ -46,6 +48,7 @@ def export(
         folder: must not exist, or be empty.
         dtype: type of the stored weights, `float32` or `bfloat16`.
         max_shard_bytes: weights are split into files no larger than this, or than one tensor.
+        gguf: write it as model.gguf too, with matrices of this type, see `llm.hub.gguf_export`.
         repo: `org/name` under which the model can be had, for the card.
 
     Returns:
@@ -66,7 +69,13 @@ def export(
         write_json(unfinished / "generation_config.json", generation)
         write_tokenizer(pretrained, unfinished)
         tensors = write_weights(pretrained.spec, params, unfinished, dtype, max_shard_bytes)
-        certificate = certify(pretrained, params, unfinished, dtype=dtype, tensors=tensors)
+        single = None
+        if gguf is not None:
+            single = unfinished / "model.gguf"
+            write_gguf(pretrained, params, single, kind=gguf)
+        certificate = certify(
+            pretrained, params, unfinished, dtype=dtype, tensors=tensors, gguf=single
+        )
         write_json(unfinished / "certificate.json", certificate)
         card = model_card(pretrained, certificate, repo=repo)
         (unfinished / "README.md").write_text(card, "utf-8")

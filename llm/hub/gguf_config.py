@@ -9,9 +9,12 @@ import numpy as np
 
 from llm.core.spec import RefusedError
 from llm.hub.gguf_header import TensorInfo
-from llm.hub.gguf_rope import llama3_scaling
+from llm.hub.gguf_rope import ORIGINAL, llama3_scaling
 
-_ARCHITECTURES = ("llama", "qwen2")
+RMS_NORM_EPS = "attention.layer_norm_rms_epsilon"
+LAYER_NORM_EPS = "attention.layer_norm_epsilon"
+ORIGINAL_LENGTH = "rope.scaling.original_context_length"
+_ARCHITECTURES = ("llama", "qwen2", "gpt2")
 _LARGEST = 2**31 - 1
 # Keys below the architecture's name that are read here, or that say nothing about the computation.
 _KNOWN_KEYS = {
@@ -23,13 +26,14 @@ _KNOWN_KEYS = {
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
+    RMS_NORM_EPS,
+    LAYER_NORM_EPS,
     "attention.causal",
     "rope.freq_base",
     "rope.dimension_count",
     "rope.scaling.type",
     "rope.scaling.factor",
-    "rope.scaling.original_context_length",
+    ORIGINAL_LENGTH,
     "rope.scaling.finetuned",
     "rope.scale_linear",
     "tensor_data_layout",
@@ -62,6 +66,8 @@ def hf_config(
         raise RefusedError("token_embd.weight: no such tensor in the file, and it is needed")
     keys = _Keys(architecture, metadata)
     keys.refuse_unknown()
+    if architecture == "gpt2":
+        return _gpt2(keys, tensors)
     n_heads = keys.whole("attention.head_count")
     d_model = keys.whole("embedding_length")
     head_dim = keys.whole("attention.key_length", d_model // n_heads or 1)
@@ -80,7 +86,7 @@ def hf_config(
         "num_key_value_heads": keys.whole("attention.head_count_kv", n_heads),
         "head_dim": None if head_dim * n_heads == d_model else head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": keys.number(RMS_NORM_EPS),
         "rope_theta": theta,
         "rope_scaling": _rope_scaling(keys, rope_divisors, theta, head_dim),
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -89,6 +95,20 @@ def hf_config(
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
     return config
+
+
+def _gpt2(keys: _Keys, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "n_positions": keys.whole("context_length"),
+        "n_layer": keys.whole("block_count"),
+        "n_embd": keys.whole("embedding_length"),
+        "n_head": keys.whole("attention.head_count"),
+        "n_inner": keys.whole("feed_forward_length"),
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": keys.number(LAYER_NORM_EPS),
+    }
 
 
 def _rope_scaling(
@@ -104,7 +124,7 @@ def _rope_scaling(
         return {"rope_type": "linear", "factor": factor} if linear else None
     if linear:
         raise keys.refusal("rope.scaling.type", "none in a file with rope_freqs.weight")
-    return llama3_scaling(divisors, theta, head_dim)
+    return llama3_scaling(divisors, theta, head_dim, keys.whole(ORIGINAL_LENGTH, ORIGINAL))
 
 
 class _Keys:

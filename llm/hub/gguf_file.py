@@ -1,9 +1,4 @@
-"""A GGUF file of the llama or qwen2 architecture as a pretrained model, dequantised.
-
-llama.cpp turns the rows of q and k into its own order for rotary positions (neighbours form a pair,
-where this package and Hugging Face pair a row with the one half a head further on), but for llama
-only. That is undone here.
-"""
+"""A GGUF file of the llama, qwen2 or gpt2 architecture as a pretrained model, dequantised."""
 
 from __future__ import annotations
 
@@ -19,6 +14,8 @@ import numpy as np
 from llm.core.spec import RefusedError
 from llm.hub.gguf_config import hf_config
 from llm.hub.gguf_header import QUANTISATIONS, Header, TensorInfo, read_header
+from llm.hub.gguf_layout import Layout
+from llm.hub.gguf_rope import ROPE_DIVISORS
 from llm.hub.gguf_tokenizer import read_tokenizer
 from llm.hub.hf_config import spec_from_hf_config
 from llm.hub.pretrained import Pretrained
@@ -26,23 +23,6 @@ from llm.hub.raw_arrays import aligned_empty
 from llm.hub.weight_table import match, read_weights
 from llm.models.specs import ModelSpec
 
-_BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_ROPE_DIVISORS = "rope_freqs.weight"
 _VALUES_AT_ONCE = 2**18
 
 
@@ -61,10 +41,8 @@ def open_gguf(path: Path, source: str) -> Pretrained:
     try:
         config = _config(path, header)
         spec = spec_from_hf_config(config)
-        infos.pop(_ROPE_DIVISORS, None)
-        llama = config["model_type"] == "llama"
-        heads = (config["num_attention_heads"], config["num_key_value_heads"])
-        tensors = GGUFTensors(path, infos, heads if llama else None)
+        infos.pop(ROPE_DIVISORS, None)
+        tensors = GGUFTensors(path, infos, Layout.of(config))
         match(spec, tensors.shapes())
         text = read_tokenizer(metadata, config["vocab_size"])
     except RefusedError as error:
@@ -103,7 +81,7 @@ def read_gguf_spec(path: Path) -> ModelSpec:
 def _config(path: Path, header: Header) -> dict[str, Any]:
     """What config.json would hold."""
     infos = dict(header.tensors)
-    divisors = infos.pop(_ROPE_DIVISORS, None)
+    divisors = infos.pop(ROPE_DIVISORS, None)
     return hf_config(
         header.metadata, infos, None if divisors is None else _dequantised(path, divisors).ravel()
     )
@@ -121,26 +99,20 @@ class GGUFTensors:
     Args:
         path: the file.
         infos: its tensors, by their names there.
-        interleaved_heads: numbers of query and key heads if their rows stand in llama.cpp's order.
+        layout: how they stand there.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        infos: Mapping[str, TensorInfo],
-        interleaved_heads: tuple[int, int] | None,
-    ) -> None:
+    def __init__(self, path: Path, infos: Mapping[str, TensorInfo], layout: Layout) -> None:
         self._path = path
-        self._infos = {_hf_name(name): info for name, info in infos.items()}
-        queries, keys = interleaved_heads or (0, 0)
-        self._interleaved = {"q_proj": queries, "k_proj": keys} if interleaved_heads else {}
+        self._infos = {layout.hf_name(name): info for name, info in infos.items()}
+        self._layout = layout
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by name."""
-        return {name: info.shape for name, info in self._infos.items()}
+        return {n: self._layout.shape(n, info.shape) for n, info in self._infos.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, its rows in Hugging Face's order.
+        """One tensor as it stands in Hugging Face's models.
 
         Raises:
             RefusedError: the file got shorter, or the tensor has values that are not finite.
@@ -149,12 +121,7 @@ class GGUFTensors:
             values = _dequantised(self._path, self._infos[name])
         except (RefusedError, OSError) as error:
             raise RefusedError(f"{self._path}: {name}: {error}") from error
-        n_heads = self._interleaved.get(name.split(".")[-2])
-        if n_heads is None:
-            return values
-        # [head, half, 2, ...] as llama.cpp orders the rows -> [head, 2, half, ...]
-        pairs = values.reshape(n_heads, -1, 2, *values.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(values.shape)
+        return self._layout.to_hf(name, values)
 
 
 def _dequantised(path: Path, info: TensorInfo) -> np.ndarray:
@@ -179,13 +146,3 @@ def _dequantised(path: Path, info: TensorInfo) -> np.ndarray:
             if not np.isfinite(part).all():
                 raise RefusedError("it has values that are not finite; the file is damaged")
     return values.reshape(info.shape)
-
-
-def _hf_name(name: str) -> str:
-    """Hugging Face's name of a tensor; unknown ones keep theirs."""
-    if name in _NAMES:
-        return _NAMES[name]
-    words = name.split(".")
-    if len(words) == 4 and words[0] == "blk" and words[2] in _BLOCK_NAMES:
-        return f"model.layers.{words[1]}.{_BLOCK_NAMES[words[2]]}.{words[3]}"
-    return name

@@ -2,7 +2,7 @@
 
 Llama 3.1's formula (see `RopeScalingSpec`) is recovered from the divisors: the inverse of a divisor
 is a straight line of 1 / wavelength, clipped at 1 and at 1 / factor. Only the line's two numbers
-have an effect, so the sequence length before stretching is taken as 8192 where others fit as well.
+have an effect, so any sequence length before stretching fits that the file does not contradict.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from jaxtyping import Float
 
 from llm.core.spec import RefusedError
 
-_ORIGINAL = 8192
+ROPE_DIVISORS = "rope_freqs.weight"
+ORIGINAL = 8192  # tokens, of Llama 3
 _TOLERANCE = 1e-4
 
 
 def llama3_scaling(
-    divisors: Float[np.ndarray, " h"], theta: float, head_dim: int
+    divisors: Float[np.ndarray, " h"], theta: float, head_dim: int, original: int
 ) -> dict[str, Any] | None:
     """The `rope_scaling` of a Hugging Face config; None if all divisors are 1.
 
@@ -28,6 +29,7 @@ def llama3_scaling(
         divisors: what each pair's frequency is divided by, [head_dim / 2].
         theta: base of the wavelengths.
         head_dim: width of a head.
+        original: sequence length before stretching.
 
     Raises:
         RefusedError: the formula gives no such divisors.
@@ -44,16 +46,16 @@ def llama3_scaling(
         return None
     wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     factor = float(divisors.max())
-    for low, high in [(1.0, 4.0), _line(divisors, wavelengths, factor)]:
+    for low, high in [(1.0, 4.0), _line(divisors, original / wavelengths, factor)]:
         if 0 < low < high and np.allclose(
-            _divisors(wavelengths, factor, low, high), divisors, rtol=_TOLERANCE
+            _divisors(original / wavelengths, factor, low, high), divisors, rtol=_TOLERANCE
         ):
             return {
                 "rope_type": "llama3",
                 "factor": _rounded(factor),
                 "low_freq_factor": _rounded(low),
                 "high_freq_factor": _rounded(high),
-                "original_max_position_embeddings": _ORIGINAL,
+                "original_max_position_embeddings": original,
             }
     raise RefusedError(
         "rope_freqs.weight: these divisors do not follow Llama 3.1's formula (largest "
@@ -61,19 +63,20 @@ def llama3_scaling(
     )
 
 
-def _divisors(wavelengths: np.ndarray, factor: float, low: float, high: float) -> np.ndarray:
-    kept = np.clip((_ORIGINAL / wavelengths - low) / (high - low), 0, 1)
+def _divisors(turns: np.ndarray, factor: float, low: float, high: float) -> np.ndarray:
+    """From how often each pair turns within the original length."""
+    kept = np.clip((turns - low) / (high - low), 0, 1)
     return 1 / (kept + (1 - kept) / factor)
 
 
-def _line(divisors: np.ndarray, wavelengths: np.ndarray, factor: float) -> tuple[float, float]:
+def _line(divisors: np.ndarray, turns: np.ndarray, factor: float) -> tuple[float, float]:
     """Low and high frequency factor from the blended pairs; (0, 0) if there are fewer than two."""
     kept = (1 / divisors - 1 / factor) / (1 - 1 / factor)
     blended = np.flatnonzero((kept > _TOLERANCE) & (kept < 1 - _TOLERANCE))
     if len(blended) < 2:
         return 0.0, 0.0
     ends = blended[[0, -1]]
-    (x0, x1), (y0, y1) = _ORIGINAL / wavelengths[ends], kept[ends]
+    (x0, x1), (y0, y1) = turns[ends], kept[ends]
     if y0 == y1:
         return 0.0, 0.0
     inverse_slope = (x1 - x0) / (y1 - y0)

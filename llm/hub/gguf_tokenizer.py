@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
 
 from llm.core.spec import RefusedError
+from llm.data.patterns import GPT2, LLAMA3, cutting_pattern
 from llm.data.tokenizer import Tokenizer
-from llm.data.vocabulary import CONTROL, Spaces, Vocabulary, byte_level, sentencepiece
+from llm.data.vocabulary import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    Spaces,
+    Vocabulary,
+    byte_level,
+    sentencepiece,
+)
 
 # llama.cpp's names for the ways to cut text into words -> ours.
 _CUTS = {
@@ -20,6 +32,12 @@ _CUTS = {
     "llama3": "llama3",
     "llama-v3": "llama3",
     "qwen2": "qwen2",
+}
+# Patterns -> llama.cpp's names.
+_PATTERNS = {
+    cutting_pattern(GPT2): "gpt-2",
+    cutting_pattern(LLAMA3): "llama-bpe",
+    cutting_pattern(LLAMA3, 1): "qwen2",
 }
 # Files name one token that ends a text; chat models end their turns with others as well.
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -62,6 +80,74 @@ def read_tokenizer(metadata: dict[str, Any], n_rows: int) -> GGUFTokenizer:
         template if isinstance(template, str) else None,
         _stop_ids(metadata, vocabulary),
     )
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, end_ids: Sequence[int], n_rows: int) -> dict[str, Any]:
+    """What a file says about a tokenizer, for `read_tokenizer` and for llama.cpp.
+
+    Args:
+        tokenizer: a byte-level one.
+        end_ids: tokens that end what a model says, the usual one first.
+        n_rows: rows of the embedding; those without a token are marked unused.
+
+    Raises:
+        RefusedError: llama.cpp has no tokenizer of this kind.
+    """
+    data = json.loads(tokenizer.to_hf_json())
+    model = data["model"]
+    if model["type"] != "BPE" or not tokenizer.is_byte_level:
+        raise RefusedError(
+            "gguf: only byte-level tokenizers can be written; leave gguf out, and give the folder "
+            "to llama.cpp's convert_hf_to_gguf.py"
+        )
+    tokens = [f"[PAD{index}]" for index in range(n_rows)]
+    types = [UNUSED] * n_rows
+    for token, index in model["vocab"].items():
+        tokens[index], types[index] = token, NORMAL
+    for added in data["added_tokens"]:
+        index = added["id"]
+        tokens[index], types[index] = (
+            added["content"],
+            CONTROL if added["special"] else USER_DEFINED,
+        )
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    found = {
+        "model": "gpt2",
+        "pre": _cut_name(data["pre_tokenizer"]),
+        "tokens": tokens,
+        "token_type": types,
+        "merges": [" ".join(pair) for pair in pairs],
+        "bos_token_id": tokenizer.start_id,
+        "eos_token_id": end_ids[0],
+        "add_bos_token": tokenizer.adds_start,
+    }
+    if len(end_ids) > 1:
+        found["eot_token_id"] = end_ids[1]
+    return {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+
+
+def _cut_name(pre_tokenizer: Any) -> str:
+    """llama.cpp's name for the way in which a tokenizer cuts text into words."""
+    steps = pre_tokenizer or {}
+    steps = steps.get("pretokenizers", [steps])
+    match [step.get("type") for step in steps]:
+        case ["ByteLevel"] if _whole(steps[0]):
+            return "gpt-2"
+        case ["Digits", "ByteLevel"] if steps[0]["individual_digits"] and _whole(steps[1]):
+            return "smollm"
+        case ["Split", "ByteLevel"] if not steps[1]["use_regex"]:
+            name = _PATTERNS.get(steps[0]["pattern"].get("Regex"))
+            if name and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
+                return name
+    raise RefusedError(
+        "gguf: llama.cpp does not know how this tokenizer cuts text into words. It knows those "
+        "trained with data.tokenizer.pattern=gpt2, or llama3 with max_digits=1 or 3"
+    )
+
+
+def _whole(byte_level: dict[str, Any]) -> bool:
+    """Whether this step cuts by GPT-2's pattern and adds nothing."""
+    return bool(byte_level["use_regex"]) and not byte_level["add_prefix_space"]
 
 
 def _vocabulary(metadata: dict[str, Any], n_rows: int) -> Vocabulary:

@@ -21,6 +21,10 @@ class ExportSpec(Spec):
     private: bool = knob(True, "a repository that push creates is visible to its owners only")
     dtype: str = knob("float32", "type of the stored weights", choices=DTYPES)
     max_shard_gib: float = knob(4.0, "weights above this are split into several files, GiB", gt=0)
+    gguf: str | None = knob(
+        None, "write the model as model.gguf too, for llama.cpp, with matrices of this type",
+        choices=("F32", "F16", "BF16", "Q8_0"),
+    )  # fmt: skip
     adapter: bool = knob(False, "write a run's LoRA adapters alone, in the layout of PEFT")
     hardware: HardwareSpec = knob(HardwareSpec(), "hardware profile")
 
@@ -29,6 +33,10 @@ class ExportSpec(Spec):
             raise RefusedError(f"out={self.out!r}: expected a folder")
         if self.push is not None and self.push.count("/") != 1:
             raise RefusedError(f"push={self.push}: expected org/name")
+        if self.adapter and self.gguf is not None:
+            raise RefusedError(
+                f"gguf={self.gguf}: for whole models; leave it out with adapter=true"
+            )
         if self.adapter and self.max_shard_gib != type(self).max_shard_gib:
             raise RefusedError(
                 f"max_shard_gib={self.max_shard_gib}: adapters are one file; leave it out with "

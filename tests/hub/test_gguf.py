@@ -15,6 +15,7 @@ from small_gguf import TOKENS, TYPES, by_transformers, random_weights, small_con
 from llm.hub import gguf_file
 from llm.hub.gguf_file import open_gguf
 from llm.hub.gguf_header import QUANTISATIONS, read_header
+from llm.hub.gguf_layout import NAMES, Layout
 from llm.models.specs import LlamaSpec
 
 
@@ -83,7 +84,8 @@ def test_tensors_are_those_that_were_written(tmp_path: Path) -> None:
     config = small_config()
     weights = random_weights(config)
     path = write_gguf(tmp_path / "x.gguf", config, weights)
-    tensors = gguf_file.GGUFTensors(path, read_header(path).tensors, (4, 2))
+    layout = Layout(NAMES["llama"], False, {"self_attn.q_proj": 4, "self_attn.k_proj": 2})
+    tensors = gguf_file.GGUFTensors(path, read_header(path).tensors, layout)
     assert tensors.shapes() == {name: values.shape for name, values in weights.items()}
     for name, values in weights.items():
         np.testing.assert_array_equal(tensors.read(name), values)
