@@ -213,6 +213,12 @@ def _checks(certificate: Mapping[str, Any]) -> str:
             f"transformers {theirs['version']} differs by at most {found['max_difference']:.2g} "
             f"and agrees at {found['greedy_agreement']:.2%}."
         )
+    if found := logits.get("gguf"):
+        kinds = "/".join(kind for kind in found["stored_as"])
+        lines.append(
+            f"`{found['file']}` ({kinds}; `llama-cli -m {found['file']}`) differs by at most "
+            f"{found['max_difference']:.2g} and agrees at {found['greedy_agreement']:.2%}."
+        )
     return "\n".join([*lines, "certificate.json has the details.", ""])
 
 

@@ -142,3 +142,4 @@ def test_an_export_with_it(tmp_path: Path, kind: str, agreement: float) -> None:
     assert (found["max_difference"] < 1e-4) == (kind == "F32")
     again = open_gguf(tmp_path / "out" / found["file"], "x")
     assert again.lineage["sha256"] == found["sha256"]
+    assert "llama-cli -m model.gguf" in (tmp_path / "out" / "README.md").read_text()
