@@ -32,8 +32,23 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library could be told.
     """
+    global _keeps  # noqa: PLW0603
     # No array apart from the heap, and no end of the heap given back (-1: whatever its size).
-    return _set(_M_MMAP_MAX, 0) and _set(_M_TRIM_THRESHOLD, -1)
+    _keeps = _set(_M_MMAP_MAX, 0) and _set(_M_TRIM_THRESHOLD, -1)
+    return _keeps
+
+
+def give_back() -> None:
+    """Give what is kept back to the system, once.
+
+    For after other work than the program that runs again and again: what that left in the heap may
+    have divided the place of the program's arrays, which then are elsewhere, and both are kept.
+    """
+    if _keeps:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+_keeps = False
 
 
 def _set(name: int, value: int) -> bool:

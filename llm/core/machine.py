@@ -162,6 +162,9 @@ def claim(spec: HardwareSpec) -> Machine:
     if not on_gpu:
         jax.config.update("jax_platforms", "cpu")
         use_one_arena()
+        # Programs take their temporary arrays from the heap when they are dispatched: those of two
+        # at once would make it twice as large, and for good.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     else:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_SHARE))
     join()

@@ -1,8 +1,8 @@
 """A run's checkpoints: Orbax on disk, arrays in one item and everything else as JSON beside them.
 
 A checkpoint is self-contained: weights, optimizer, step, data cursor, specs and tokenizer, so that
-a model can be rebuilt from the folder alone. Saving is asynchronous and atomic: a checkpoint that
-was not finished does not count.
+a model can be rebuilt from the folder alone. Saving is atomic: a checkpoint that was not finished
+does not count.
 """
 
 from __future__ import annotations
@@ -46,13 +46,17 @@ class Kept:
 class Checkpoints:
     """The checkpoints in one folder."""
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_best: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int = 2, keep_best: bool = True, background: bool = True
+    ) -> None:
         """Open (and create) the folder.
 
         Args:
             folder: usually `<run>/checkpoints`.
             keep: newest checkpoints that are kept.
             keep_best: keep the one with the lowest score besides.
+            background: write while the caller goes on. On a CPU both would share cores and memory,
+                and what the copies leave there stands in the way of the next step's arrays.
         """
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         if keep_best:
@@ -66,6 +70,7 @@ class Checkpoints:
             best_mode="min",
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            enable_async_checkpointing=background,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._folder = folder.absolute()
@@ -90,7 +95,7 @@ class Checkpoints:
         return Kept(self._folder / str(step), step, metrics[_METRIC] if metrics else None)
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any], *, score: float | None) -> None:
-        """Begin to save; returns as soon as the arrays are copied off the device.
+        """Save, or in the background begin to: it returns when the arrays are copied then.
 
         Args:
             step: optimizer steps done.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from loguru import logger
 
+from llm.core.allocator import give_back
 from llm.core.hosts import several
 from llm.hub.checkpoints import Checkpoints
 from llm.report.ledger import Ledger
@@ -110,6 +111,8 @@ class Loop:
             drawn = source.next(state)
             batch = self.place(drawn.batch)
         waited = time.perf_counter() - started
+        if self.steps.has_compiled():  # also to make the batch
+            give_back()
         arguments = state, batch, self.peaks
         if not self.train_step.ready(*arguments):
             with self._pause("compile"):
@@ -154,7 +157,9 @@ class Loop:
         with self.ledger("train"):
             self.steps.flush()
         with self.ledger(phase):
+            give_back()
             yield
+            give_back()
         self.steps.restart_clock()
 
     def _save(self, step: int, state: TrainState, cursor: dict[str, Any]) -> None:

@@ -190,7 +190,13 @@ class _Run:
 
     def _checkpoints(self) -> Checkpoints:
         spec = self.experiment.checkpoint
-        return Checkpoints(self.folder / "checkpoints", keep=spec.keep, keep_best=spec.keep_best)
+        background = self.machine.device.platform != "cpu"
+        return Checkpoints(
+            self.folder / "checkpoints",
+            keep=spec.keep,
+            keep_best=spec.keep_best,
+            background=background,
+        )
 
     def _first_state(
         self, factory: StateFactory, restored: Restored | None, origin: Origin
@@ -330,6 +336,7 @@ class _Run:
             peak_flops=self.machine.peak_flops(),
             memory_gib=self.machine.memory_used_gib,
             compilations=self.compilations,
+            ahead=self.machine.device.platform != "cpu",
         )
         meta = {
             "run": str(self.folder),

@@ -37,6 +37,7 @@ class StepReport:
         peak_flops: float | None,
         memory_gib: Any,
         compilations: Compilations,
+        ahead: bool = True,
     ) -> None:
         """Start counting.
 
@@ -47,6 +48,8 @@ class StepReport:
             peak_flops: of all devices, FLOP/s; None leaves `perf/mfu` out.
             memory_gib: function that tells the peak of memory used.
             compilations: those of the run.
+            ahead: leave the step just started running while the next is prepared. A CPU wins
+                nothing by that, and would hold the temporary arrays of both.
         """
         self.tokens = tokens
         self._report = report
@@ -54,6 +57,8 @@ class StepReport:
         self._peak_flops = peak_flops
         self._memory_gib = memory_gib
         self._compilations = compilations
+        self._ahead = ahead
+        self._compiled = 0  # programs, when last asked
         self._pending: _Pending | None = None
         self._since = time.perf_counter()
 
@@ -64,7 +69,7 @@ class StepReport:
         of_batch: dict[str, float],
         data_wait: float,
     ) -> None:
-        """Take the metrics of the step just started; log those of the step before.
+        """Take the metrics of the step just started; log those of the step before, or else these.
 
         Args:
             step: optimizer steps done when these metrics are ready.
@@ -77,11 +82,18 @@ class StepReport:
         ready = time.perf_counter() if all(array.is_ready() for array in arrays) else None
         previous, self._pending = self._pending, _Pending(step, metrics, of_batch, ready)
         self._log(previous)
+        if not self._ahead:
+            self.flush()
 
     def flush(self) -> None:
         """Wait for the newest step and log it."""
         previous, self._pending = self._pending, None
         self._log(previous)
+
+    def has_compiled(self) -> bool:
+        """Whether any program was compiled since this was last asked."""
+        before, self._compiled = self._compiled, self._compilations.count
+        return self._compiled > before
 
     def restart_clock(self) -> None:
         """Leave what happened since the last step (evaluation, saving) out of the step's time."""
