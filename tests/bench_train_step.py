@@ -61,7 +61,7 @@ def ours(name: str):
     mesh, hardware = machine.mesh, machine.spec
     state = StateFactory(
         model=model, optimizer=optimizer.build({"lr": optax.constant_schedule(3e-4)}), seed=0,
-        use_ema=False, param_dtype="float32", mesh=mesh,
+        use_ema=False, mesh=mesh,
     ).fresh()  # fmt: skip
     stepper = Stepper(
         model=model, remat="none", attention=hardware.attention,

@@ -30,7 +30,6 @@ class HardwareSpec(Spec):
         "auto", "type of keys and values kept while writing text; auto: compute_dtype on a GPU, "
         "else float32", choices=("auto", *DTYPES),
     )  # fmt: skip
-    param_dtype: str = knob("float32", "type in which weights are kept", choices=DTYPES)
     micro_batch: int | None = knob(
         None,
         "rows at once per step and device; null: the whole batch, or for trainer=grpo 1024 tokens "

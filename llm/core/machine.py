@@ -47,7 +47,6 @@ _NOT_OF_THIS_DEVICE: dict[str, Any] = {
     "compute_dtype": "auto",
     "cache_dtype": "auto",
     "attention": "auto",
-    "param_dtype": "float32",
     "xla_flags": [],
     "peak_tflops": None,
     "bandwidth": None,

@@ -37,8 +37,9 @@ def check_fits(experiment: ExperimentSpec, machine: Machine, folder: Path) -> No
         return
     if problem is None:
         return
-    message = f"{machine.note} " if machine.note else ""
-    message += f"{problem}plan=warn starts it all the same."
+    message = f"{problem}plan=warn starts it all the same."
+    if machine.note:
+        message += f" (That is what it would run on: {machine.note})"
     if experiment.plan == "refuse":
         raise RefusedError(message)
     logger.warning(message)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from llm.core.hardware import HardwareSpec
 from llm.core.spec import RefusedError, Spec
 from llm.plan.estimate import Estimate, estimate
 from llm.plan.target import Target
@@ -28,7 +29,7 @@ class Remedy:
 
 
 def remedies(found: Estimate, devices: int = _MOST_DEVICES) -> list[Remedy]:
-    """Up to one of each kind: how it runs, what is trained, on how many devices.
+    """Up to one of each kind: how it runs, in which types, what is trained, on how many devices.
 
     Args:
         found: what does not fit.
@@ -36,6 +37,7 @@ def remedies(found: Estimate, devices: int = _MOST_DEVICES) -> list[Remedy]:
     """
     kinds = (
         (_ways_to_run(found), True),
+        (_smaller_types(found), False),
         (_adapters(found), False),
         (_more_devices(found, devices), True),
     )
@@ -72,6 +74,19 @@ def _ways_to_run(found: Estimate) -> Iterator[tuple[str, ...]]:
             yield words
 
 
+def _smaller_types(found: Estimate) -> Iterator[tuple[str, ...]]:
+    """Two bytes a number instead of four, where devices are made for that."""
+    spec = found.target.spec
+    if found.target.platform == "cpu":
+        return
+    kind = "compute" if spec.compute_dtype == "float32" else "cache"
+    if getattr(spec, f"{kind}_dtype") == "float32":
+        word = f"hardware.{kind}_dtype=bfloat16"
+        yield (word,)
+        for words in _ways_to_run(found):
+            yield (word, *words)
+
+
 def _adapters(found: Estimate) -> Iterator[tuple[str, ...]]:
     """Fewer weights are trained, beside others that know something."""
     experiment = found.experiment
@@ -100,7 +115,7 @@ def _tried(found: Estimate, words: Sequence[str]) -> Estimate | None:
     """The estimate with these words; None if they are not accepted."""
     try:
         experiment = _with(found.experiment, words)
-        spec = _with_hardware(found.target, words)
+        spec = _with_hardware(found.target, experiment.hardware, words)
         return estimate(experiment, spec, found.model.vocab_size)
     except RefusedError:
         return None
@@ -124,15 +139,20 @@ def _with(experiment: ExperimentSpec, words: Sequence[str]) -> ExperimentSpec:
     return experiment.replace(**parts)
 
 
-def _with_hardware(target: Target, words: Sequence[str]) -> Target:
+def _with_hardware(target: Target, asked: HardwareSpec, words: Sequence[str]) -> Target:
     changes = dict(
         word.removeprefix("hardware.").split("=") for word in words if "hardware" in word
     )
     values = {name: _value(value) for name, value in changes.items()}
     if "fsdp" in values and target.spec.attention == "flash":
         values["attention"] = "cudnn"
-    spec = target.spec.replace(**values)
-    return Target(spec, target.platform, target.name, target.flops, target.bandwidth, target.memory)
+    flops = target.flops
+    if "compute_dtype" in values:
+        # What depends on it is settled anew, but for what the profile itself says.
+        values |= {"attention": asked.attention, "cache_dtype": asked.cache_dtype}
+        flops *= 1 if asked.peak_tflops else 2  # of fp32, see `target_by_name`
+    spec = target.spec.replace(**values).settled(target.platform)
+    return Target(spec, target.platform, target.name, flops, target.bandwidth, target.memory)
 
 
 def _value(text: str) -> int | str:

@@ -43,7 +43,7 @@ def show(
 ) -> None:
     """Write tables and the verdict."""
     shown = _figures(found), _memory(found, exact), _times(found), _verdict(found, ways)
-    console.print(*shown, soft_wrap=True)
+    console.print(Group(*shown), soft_wrap=True)
 
 
 def _figures(found: Estimate) -> RenderableType:
@@ -92,11 +92,11 @@ def _times(found: Estimate) -> RenderableType:
         for stage in found.stages
     ]
     split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-    hours = found.device_hours or 0
+    hours = float(f"{found.device_hours or 0:.2g}")
     return Text(
         f"\nRoofline: {_duration(seconds)} a step{split}, {si(found.tokens_per_step / seconds)} "
         f"tokens/s, MFU {found.mfu or 0:.0%}. {found.experiment.trainer.steps:,} steps in "
-        f"{clock(seconds * found.experiment.trainer.steps)}, {hours:.2f} device hours."
+        f"{clock(seconds * found.experiment.trainer.steps)}, {hours:,g} device hours."
     )
 
 

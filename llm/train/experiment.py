@@ -100,8 +100,9 @@ class ExperimentSpec(Spec):
     def check(self) -> None:  # noqa: D102
         if self.resume is not None and self.resume.lower() not in ("true", "false"):
             raise RefusedError(
-                f"resume={self.resume}: a run folder must be named on the command line of "
-                "launch/main.py; here only true or false make sense"
+                f"resume={self.resume}: a run's folder is named on the command line of "
+                "launch/main.py only. Elsewhere say true or false; for a plan, give the words of "
+                "the run (.hydra/overrides.yaml in its folder)"
             )
         data, model = self.data, self.model
         if self.init_from == "pretrained" and not model.pretrained:

@@ -40,8 +40,9 @@ class Parts:
     def factory(self) -> StateFactory:
         """Makes the first state."""
         hardware, trainer = self.hardware, self.experiment.trainer
-        types = hardware.param_dtype, hardware.compute_dtype
-        return _factory(self.model, trainer, self.experiment.seed, types, self.mesh)
+        return _factory(
+            self.model, trainer, self.experiment.seed, hardware.compute_dtype, self.mesh
+        )
 
     @cached_property
     def stepper(self) -> Stepper:
@@ -86,10 +87,9 @@ def _factory(
     model: ModelSpec,
     trainer: TrainerSpec,
     seed: int,
-    types: tuple[str, str],
+    compute_dtype: str,
     mesh: Mesh | AbstractMesh,
 ) -> StateFactory:
-    """Types are those in which weights are kept and computed with."""
     peaks, steps = trainer.optimizer.peaks, trainer.steps
     rates = {name: trainer.schedule.build(peak, steps) for name, peak in peaks.items()}
     return StateFactory(
@@ -97,9 +97,8 @@ def _factory(
         optimizer=trainer.optimizer.build(rates),
         seed=seed,
         use_ema=trainer.ema_decay is not None,
-        param_dtype=types[0],
         mesh=mesh,
         freeze=trainer.freeze,
-        compute_dtype=types[1],
+        compute_dtype=compute_dtype,
         use_reference=trainer.keeps_reference,
     )

@@ -51,12 +51,12 @@ class StateFactory:
     optimizer: optax.GradientTransformation
     seed: int
     use_ema: bool
-    param_dtype: str
     mesh: Mesh | AbstractMesh
     freeze: Sequence[str] = ()
     """Patterns, see `llm.train.trainable`."""
     compute_dtype: str = "float32"
-    """Frozen matrices are kept in it if it is smaller than `param_dtype`."""
+    """Frozen matrices are kept in it. What is trained is fp32: the updates of bf16 weights would be
+    rounded away."""
     use_reference: bool = False
 
     def fresh(self) -> TrainState:
@@ -130,9 +130,9 @@ class StateFactory:
 
     def _kept(self, params: Any) -> Any:
         """In the types in which they are kept."""
-        params = jax.tree.map(lambda p: p.astype(jnp.dtype(self.param_dtype)), params)
+        params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
         trained, frozen = split(self.model, self.freeze, params)
-        if jnp.dtype(self.compute_dtype).itemsize < jnp.dtype(self.param_dtype).itemsize:
+        if jnp.dtype(self.compute_dtype).itemsize < 4:
             # They are only ever read, in this type: less memory and the same numbers. The model
             # that is saved has them rounded, as those that are trained have learned beside them.
             params = joined(trained, cast_matrices(frozen, self.compute_dtype))

@@ -101,7 +101,7 @@ HERE = {
     "init_from=gguf:nowhere.gguf": "init_from=gguf:nowhere.gguf: no such file or folder",
     "init_from=hf:": "init_from=hf:: a name is missing; expected a run folder",
     "init_from=[]": "init_from=[]: expected at least one source",
-    "resume=nonsense": "resume=nonsense: a run folder must be named on the command line",
+    "resume=nonsense": "resume=nonsense: a run's folder is named on the command line",
     "trainer.freeze=[embeding]": "trainer.freeze=[embeding]: embeding matches no parameter; the",
     "model.lora.rank=4 trainer.freeze=[embedding]": (
         "trainer.freeze=[embedding]: embedding matches only what is frozen anyway, beside"

@@ -147,6 +147,19 @@ def test_remedies_fit_and_are_words_of_the_command_line() -> None:
     assert again.peak.need == way.estimate.peak.need
 
 
+def test_smaller_types_are_a_remedy() -> None:
+    a6000 = H100.replace(device_kind="A6000", compute_dtype="float32")
+    lora = LLAMA_8B.replace(lora=LoRASpec(rank=16))
+    found = plan(lora, a6000, rows=8, T=512)
+    assert not found.fits
+    (way,) = [way for way in remedies(found) if "compute_dtype" in way.words[0]]
+    assert not way.same and way.words == ("hardware.compute_dtype=bfloat16",)
+    # The words mean what was tried.
+    again = plan(lora, a6000.replace(compute_dtype="bfloat16"), rows=8, T=512)
+    assert again.peak.need == way.estimate.peak.need
+    assert again.step_seconds == way.estimate.step_seconds
+
+
 def test_one_change_is_enough_where_it_is() -> None:
     assert remedies(plan(rows=256))[0].words == ("hardware.micro_batch=128",)
 

@@ -89,8 +89,11 @@ def test_the_step_contains_the_attention_kernel(attention: str, call: str, each:
 
 @pytest.mark.usefixtures("an_h100")
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # jax 0.12
+@pytest.mark.parametrize(("attention", "call"), [("flash", "triton"), ("cudnn", "__cudnn$fmha")])
 @pytest.mark.parametrize("what", ["train step", "score"])
-def test_no_logits_of_whole_rows_and_no_scores_of_attention(what: str) -> None:
+def test_no_logits_of_whole_rows_and_no_scores_of_attention(
+    what: str, attention: str, call: str
+) -> None:
     """Nothing of [rows, T, vocabulary] or [T, T], in a trainer that looks twice."""
     T, V, rows = 48, 320, 4
     experiment = ExperimentSpec(
@@ -98,7 +101,7 @@ def test_no_logits_of_whole_rows_and_no_scores_of_attention(what: str) -> None:
         data=PackedSpec(seq_len=T, batch_size=rows, tokenizer=TokenizerSpec(vocab_size=300)),
         trainer=GRPOSpec(max_new_tokens=8, group_size=2, kl_weight=0.1),
         hardware=HardwareSpec(
-            device="gpu", compute_dtype="bfloat16", attention="flash", loss_chunk=32,
+            device="gpu", compute_dtype="bfloat16", attention=attention, loss_chunk=32,
             micro_batch=rows,
         ).settled("gpu"),
         samples=SamplesSpec(every=None),
@@ -107,8 +110,9 @@ def test_no_logits_of_whole_rows_and_no_scores_of_attention(what: str) -> None:
     parts = Parts(experiment, experiment.model, experiment.hardware, "gpu", mesh)
     trace = {"train step": programs.train_step, "score": programs.score}[what](parts, {})
     text = trace.lower(lowering_platforms=("cuda",)).as_text()
-    assert "triton" in text and re.search(rf"tensor<[0-9x]*{V}xf32>", text)  # of a chunk
-    assert not re.findall(rf"tensor<(?:[0-9]+x)*{T}x{T}xf", text)
+    assert call in text and re.search(rf"tensor<[0-9x]*{V}xf32>", text)  # of a chunk
+    kinds = "b?f" if attention == "flash" else "f32"  # cuDNN takes its mask as bf16
+    assert not re.findall(rf"tensor<(?:[0-9]+x)*{T}x{T}x{kinds}", text)
     assert not re.findall(rf"tensor<{rows}x{T}x{V}xf", text)
     assert not re.findall(rf"tensor<{rows * T}x{V}xf", text)
 

@@ -42,7 +42,7 @@ def parts(model=MODEL, optimizer=None, mesh=None, **changes):
     factory = StateFactory(
         model=model, optimizer=optimizer.build(rates), seed=0,
         use_ema=options["ema_decay"] is not None,
-        param_dtype="float32", mesh=mesh or make_mesh(jax.devices()[:1], 1, 1),
+        mesh=mesh or make_mesh(jax.devices()[:1], 1, 1),
         freeze=options["freeze"],
     )  # fmt: skip
     return stepper, factory
