@@ -2,9 +2,10 @@
 
     python tests/bench_tracker.py
 
-The same run of the default GPT on the CPU, with W&B disabled and with a server that accepts whatever it
-is sent and, once the run has begun, answers nothing. Whole runs take turns. Step times are those of
-metrics.jsonl, wall clock; only steps after the server fell silent count, and as many of the others.
+The same run of the default GPT on the CPU, with W&B disabled and with a server that accepts
+whatever it is sent and, once the run has begun, answers nothing. Whole runs take turns. Step times
+are those of metrics.jsonl, wall clock; only steps after the server fell silent count, and as many
+of the others.
 Where other work shares the machine, whole runs differ by more than what is looked for: the median
 over rounds says most.
 """
