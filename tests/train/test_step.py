@@ -203,7 +203,7 @@ def test_a_mesh_computes_what_one_device_computes(optimizer, shape) -> None:
     close(weights, weights_on_one, atol=2e-4)
 
 
-def losses_on(shape: tuple[int, int, int], steps: int) -> list[float]:
+def metrics_on(shape: tuple[int, int, int], steps: int) -> dict[str, list[float]]:
     mesh = make_mesh(jax.devices()[: math.prod(shape)], *shape)
     changes = {"mesh": mesh, "optimizer": AdamWSpec(lr=1e-3), "ema_decay": 0.9}
     stepper, factory = parts(GPTSpec(
@@ -211,24 +211,28 @@ def losses_on(shape: tuple[int, int, int], steps: int) -> list[float]:
     ), **changes)  # fmt: skip
     state = factory.fresh()
     step = jax.jit(stepper.train_step, donate_argnums=0, out_shardings=(factory.shardings, None))
-    losses = []
+    found: dict[str, list[float]] = {}
     for seed in range(steps):
         state, metrics = step(state, put_rows(batch(seed=seed), mesh))
-        losses.append(float(metrics["train/loss"]))
-    return losses
+        for name, value in metrics.items():
+            found.setdefault(name, []).append(float(value))
+    return found
 
 
 EIGHT = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(s) == 8]
 
 
 @pytest.fixture(scope="module")
-def losses_on_one() -> list[float]:
-    return losses_on((1, 1, 1), 20)
+def metrics_on_one() -> dict[str, list[float]]:
+    return metrics_on((1, 1, 1), 20)
 
 
 @pytest.mark.parametrize("shape", EIGHT, ids=str)
-def test_every_mesh_of_eight_devices_computes_the_same(shape, losses_on_one) -> None:
-    np.testing.assert_allclose(losses_on(shape, 20), losses_on_one, rtol=1e-5)
+def test_every_mesh_of_eight_devices_computes_the_same(shape, metrics_on_one) -> None:
+    found = metrics_on(shape, 20)
+    assert found.keys() == metrics_on_one.keys() > {"train/loss", "train/grad_norm"}
+    for name, values in found.items():
+        np.testing.assert_allclose(values, metrics_on_one[name], rtol=1e-5, err_msg=name)
 
 
 def test_options_of_the_compiler_save_memory() -> None:
