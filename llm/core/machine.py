@@ -122,7 +122,7 @@ class Machine:
         if self.spec.memory_gib is not None:
             return self.spec.memory_gib
         if self.device.platform == "cpu":
-            return host_memory() / GIB
+            return host_memory() / GIB / len(self.mesh.local_devices)  # they share it
         here = self.mesh.local_devices[0]  # the first may be another process's
         limit = (here.memory_stats() or {}).get("bytes_limit")
         return limit / GIB if limit else None

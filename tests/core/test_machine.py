@@ -108,6 +108,8 @@ def test_as_many_devices_as_asked_for() -> None:
     here = claim(HardwareSpec(device="cpu", data_parallel=2, fsdp=2, compilation_cache=None))
     assert here.note is None
     assert dict(here.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    one = claim(HardwareSpec(device="cpu", compilation_cache=None))
+    assert here.memory_gib() == pytest.approx(one.memory_gib() / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
