@@ -53,7 +53,7 @@ def write_gguf(pretrained: Pretrained, params: Any, path: Path, *, kind: str) ->
     writer.add_file_type(KINDS[kind])
     if isinstance(name := pretrained.lineage.get("name"), str):
         writer.add_name(name)
-    if isinstance(licence := pretrained.lineage.get("license"), str):
+    if isinstance(licence := pretrained.lineage.get("licence"), str):
         writer.add_license(licence)
     for key, value in _model_metadata(spec, config).items():
         _add(writer, f"{config['model_type']}.{key}", value)

@@ -59,7 +59,7 @@ def open_gguf(path: Path, source: str) -> Pretrained:
             "file": path.name,
             "sha256": sha256_of(path),
             "name": metadata.get("general.name"),
-            "license": metadata.get("general.license"),
+            "licence": metadata.get("general.license"),
             "stored_as": dict(Counter(QUANTISATIONS[info.type][0] for info in infos.values())),
         },
     )

@@ -21,12 +21,15 @@ def give_way(wandb: Any) -> None:
     Args:
         wandb: the module, with a run begun.
     """
-    if process := _process(wandb):
-        tasks = Path(f"/proc/{process.pid}/task")  # Linux: each thread has a priority of its own
+    process = _process(wandb)
+    if process is None:
+        return
+    niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
+    tasks = Path(f"/proc/{process.pid}/task")  # Linux: each thread has a priority of its own
+    with suppress(OSError):  # it has ended
         ids = [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [process.pid]
-        niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
         for task in ids:
-            with suppress(OSError):  # a thread that has ended
+            with suppress(OSError):  # this thread has
                 os.setpriority(os.PRIO_PROCESS, task, niceness)
 
 

@@ -170,7 +170,7 @@ def test_what_else_the_file_says(tmp_path: Path) -> None:
     assert ours.chat_template == "{{ messages[0]['content'] }}"
     assert ours.stop_ids == (TOKENS.index("<|im_end|>"),)
     assert ours.lineage["sha256"] == gguf_file.sha256_of(path)
-    assert (ours.lineage["name"], ours.lineage["license"]) == ("Tiny", "mit")
+    assert (ours.lineage["name"], ours.lineage["licence"]) == ("Tiny", "mit")
     assert ours.spec.max_seq_len == 1024
 
 

@@ -87,6 +87,7 @@ def test_the_tokenizer(tmp_path: Path, changes: dict, cut: str) -> None:
         spec,
         trained,
         stop_ids=ends,
+        lineage={"licence": "mit", "name": "Small"},
         chat_template="{% generation %}{{ messages }}{% endgeneration %}",
     )
     write_gguf(model, random_params(spec), tmp_path / "x.gguf", kind="F32")
@@ -102,6 +103,7 @@ def test_the_tokenizer(tmp_path: Path, changes: dict, cut: str) -> None:
             assert again.tokenizer.encode(text, specials) == ids
             assert again.tokenizer.decode(ids) == trained.decode(ids)
     assert again.stop_ids[: len(ends)] == ends
+    assert (again.lineage["licence"], again.lineage["name"]) == ("mit", "Small")
     assert again.tokenizer.separator == trained.separator
 
 
