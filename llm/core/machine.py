@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from jax.sharding import Mesh
 from llm.core.allocator import use_one_arena
 from llm.core.devices import GIB, MEMORY_SHARE, device_called
 from llm.core.hardware import HardwareSpec
-from llm.core.host_memory import host_memory
+from llm.core.host_memory import host_memory, peak_memory
 from llm.core.hosts import join, several
 from llm.core.launched import launched_by
 from llm.core.mesh import make_mesh
@@ -112,8 +110,7 @@ class Machine:
     def memory_used_gib(self) -> float:
         """Peak so far: of the fullest device, or of this process on a CPU."""
         if self.device.platform == "cpu":
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+            return peak_memory() / GIB
         stats = [d.memory_stats() or {} for d in self.mesh.local_devices]
         return max(s.get("peak_bytes_in_use", 0) for s in stats) / GIB
 

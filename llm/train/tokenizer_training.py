@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from loguru import logger
 
+from llm.core.host_memory import peak_memory
 from llm.core.spec import RefusedError
 from llm.data.bpe import train_bpe
 from llm.data.passages import HeldOut, Passages
@@ -75,7 +74,7 @@ def _train(
     training = {
         "seconds": round(seconds, 2),
         "characters": sum(passages.taken),
-        "peak_memory_gib": round(_peak_memory() / 2**30, 3),
+        "peak_memory_gib": round(peak_memory() / 2**30, 3),
     }
     logger.info(
         "{:,} tokens from {:.1f} million characters in {:.1f} s.",
@@ -163,9 +162,3 @@ def _count(texts: dict[str, list[str]]) -> dict[str, Any]:
         name: {"documents": len(of_one), "bytes": sum(len(text.encode()) for text in of_one)}
         for name, of_one in texts.items()
     }
-
-
-def _peak_memory() -> int:
-    """Bytes that this process has held at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,6 +1,8 @@
 """The memory that a process may use, on made-up machines."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,15 @@ def test_the_least_limit_counts(tmp_path, groups: str, limits: dict, expected: i
 
 def test_without_control_groups_it_is_what_is_built_in(tmp_path) -> None:
     assert host_memory(tmp_path) == BUILT_IN
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system passes a peak on")
+def test_a_peak_is_not_that_of_the_process_that_started_this_one() -> None:
+    look = "from llm.core.host_memory import peak_memory; print(peak_memory())"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {look!r}], check=True)"
+    large = f"bytearray(b'x') * 2**29; {look}; sys.stdout.flush(); {start}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {large}"], capture_output=True, text=True, check=True
+    )
+    parent, child = map(int, done.stdout.split())
+    assert child < 2**28 < 2**29 < parent
