@@ -41,6 +41,13 @@ def broken(completion, example):
 def same(completion, example):
     return 1.0
 
+def by_four(completion, example):
+    """Right wherever it applies."""
+    return None if int(example.answer) % 4 else 1.0
+
+def often_the_same(completion, example):
+    return 1.0 if int(example.answer) % 3 else letters(completion, example)
+
 judged = 0
 
 def slow_in_round_two(completion, example):
@@ -91,6 +98,11 @@ def grpo(tiny: Path, trained_run: Path, tmp_path: Path):
 
 def steps_of(folder: Path) -> list[dict]:
     return [event for event in events(folder) if "train/loss" in event]
+
+
+def whole_events(folder: Path) -> list[dict]:
+    """With what differs from run to run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_says_what_happened(grpo, tmp_path: Path) -> None:
@@ -230,11 +242,42 @@ def test_dynamic_sampling_refills(grpo, tmp_path: Path) -> None:
     assert cursor["next_prompt"] == 12 and cursor["rollout"] == 1
 
 
+def test_refills_compile_nothing_new(grpo, tmp_path: Path) -> None:
+    trainer = {"dynamic_sampling": 3, "steps": 8}
+    run(grpo("often_the_same", trainer=trainer, eval=EvalSpec(every=8)), tmp_path / "run")
+    steps = [event for event in whole_events(tmp_path / "run") if "train/loss" in event]
+    assert len({step["reward/zero_std_fraction"] for step in steps}) > 2  # more refills or less
+    assert len({step["perf/compile_count"] for step in steps}) == 1
+
+
+def test_answers_that_are_not_judged_are_neither_right_nor_wrong(grpo, tmp_path: Path) -> None:
+    spec = grpo("by_four", "letters", trainer={"eval_samples": 2, "eval_prompts": 8})
+    run(spec, tmp_path / "run")
+    logged = events(tmp_path / "run")
+    evaluations = [event for event in logged if "eval/accuracy" in event]
+    assert evaluations
+    for event in evaluations:
+        assert event["eval/accuracy"] == event["eval/pass_at_1"] == event["eval/pass_at_2"] == 1
+        assert 0 < event["eval/missing_fraction"] < 1
+    steps = steps_of(tmp_path / "run")  # none where it applies to nobody
+    assert {step["reward/all_wrong_fraction"] for step in steps} <= {0, None}
+    assert 1 in {step["reward/all_right_fraction"] for step in steps} <= {1, None}
+
+
+def test_what_is_not_judged_at_all_has_no_accuracy(grpo, tmp_path: Path) -> None:
+    spec = grpo("never", "letters", trainer={"eval_samples": 2, "steps": 2})
+    run(spec, tmp_path / "run")
+    evaluations = [event for event in events(tmp_path / "run") if "eval/reward" in event]
+    assert evaluations
+    for event in evaluations:
+        assert event["eval/missing_fraction"] == 1
+        assert not {"eval/accuracy", "eval/pass_at_1", "eval/pass_at_2"} & event.keys()
+
+
 def test_a_step_is_charged_for_its_own_answers(grpo, tmp_path: Path) -> None:
     data, trainer = {"eval_fraction": 0.0}, {"steps": 3}
     run(grpo("slow_in_round_two", data=data, trainer=trainer), tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    steps = [event for event in map(json.loads, lines) if "train/loss" in event]
+    steps = [event for event in whole_events(tmp_path / "run") if "train/loss" in event]
     waits, times = ([step[f"perf/{name}"] for step in steps] for name in ("data_wait", "step_time"))
     assert waits[1] > 3 > waits[2]
     assert times[1] > 3 > max(times[0], times[2])  # compiling is not part of the first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,9 @@ def evaluate(
         `eval/accuracy`, the share of right answers (first reward at least 1) by the likeliest
         tokens; `eval/reward`, their mean reward; `eval/length_mean`. With samples also
         `eval/pass_at_<k>` for k = 1, 2, 4, ..., the chance that one of k is right (unbiased, Chen
-        et al. 2021).
+        et al. 2021). Answers to which the reward does not apply, or for which it failed, are left
+        out; `eval/missing_fraction` of the likeliest ones are. What is left without any answer is
+        not among the metrics.
 
     Raises:
         StopRequestedError: a stop was asked for.
@@ -46,16 +49,19 @@ def evaluate(
     likeliest = sampling.replace(temperature=0.0)
     watch = answering.watch("evaluation")
     groups = answering(params, prompts, likeliest, key, 1, watch)
+    right_P1 = passed(groups)
     metrics = {
-        "eval/accuracy": float(passed(groups).mean()),
+        "eval/accuracy": mean_of_those_there(right_P1),
+        "eval/missing_fraction": float(np.isnan(right_P1).mean()),
         "eval/reward": mean_of_those_there(np.array([group.total for group in groups])),
         "eval/length_mean": float(np.mean([len(group.answers[0].ids) for group in groups])),
     }
     if samples:
         groups = answering(params, prompts, sampling, key, samples, answering.watch("pass@k"))
-        right_P = passed(groups).sum(1)
+        right_PG = passed(groups)
+        right_P, judged_P = np.nansum(right_PG, 1), (~np.isnan(right_PG)).sum(1)
+        pairs = [*zip(judged_P.tolist(), right_P.astype(int).tolist(), strict=True)]
         for k in ks(samples):
-            metrics[f"eval/pass_at_{k}"] = float(
-                np.mean([pass_at_k(samples, right, k) for right in right_P.tolist()])
-            )
-    return metrics
+            chances = [pass_at_k(judged, right, k) for judged, right in pairs if judged >= k]
+            metrics[f"eval/pass_at_{k}"] = mean_of_those_there(np.array(chances))
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}

@@ -67,8 +67,9 @@ class PolicyGradient:
             delta_BC = scores.log_probs - batch["reference_log_probs"]
             # The gradient of half the square is delta x grad log p, whose mean over samples of the
             # policy is the gradient of KL(policy || reference). That of k3 is another's; that of
-            # delta itself is 0 on average (Schulman 2020; Liu et al. 2025).
-            loss_BC += self.kl_weight * jax.lax.stop_gradient(terms.ratio) * delta_BC**2 / 2
+            # delta itself is 0 on average (Schulman 2020; Liu et al. 2025). The old policy sampled:
+            # each token's own ratio makes samples of the policy of them, in whatever the loss.
+            loss_BC += self.kl_weight * jnp.exp(now_BC - old_BC) * delta_BC**2 / 2
         else:
             delta_BC = now_BC - sampled_BC
         loss_BC -= self.entropy_weight * scores.entropies

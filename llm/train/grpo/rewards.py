@@ -209,12 +209,12 @@ def _check(names: Sequence[str], weights: Sequence[float], timeout: float) -> No
         raise RefusedError(f"rewards={list(names)}: expected each once")
     if weights and len(weights) != len(names):
         raise RefusedError(
-            f"weights={list(weights)}: expected as many as rewards, {len(names)}, or none"
+            f"reward_weights={list(weights)}: expected as many as rewards, {len(names)}, or none"
         )
     if not all(map(math.isfinite, weights)):
-        raise RefusedError(f"weights={list(weights)}: expected finite numbers")
+        raise RefusedError(f"reward_weights={list(weights)}: expected finite numbers")
     if not 0 < timeout < math.inf:
-        raise RefusedError(f"timeout={timeout}: expected a number of seconds greater than 0")
+        raise RefusedError(f"reward_timeout={timeout}: expected a number of seconds greater than 0")
 
 
 def _short_names(names: Sequence[str]) -> list[str]:

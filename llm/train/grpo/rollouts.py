@@ -63,6 +63,9 @@ class Rollouts:
         self._answering, self._make, self._score, self._show = answering, make, score, show
         self._own_rows, self._sampling = own_rows, spec.sampling()
         self.close = close
+        # Groups are replaced a quarter of a batch at a time, or a whole one: two sizes of program.
+        self._refill = max(1, batch_size // 4)
+        self._warm = not spec.dynamic_sampling
         self._next_prompt = 0
         self._rollout = 0
         self._groups: list[Group] = []
@@ -134,7 +137,15 @@ class Rollouts:
         kept: list[Group] = []
         seen: list[Group] = []
         for attempt in range(1 + spec.dynamic_sampling):
-            prompts, place = self._prompts.draw(place, self._batch_size - len(kept))
+            needed = self._batch_size - len(kept)
+            few = attempt > 0 and needed <= self._refill
+            prompts, place = self._prompts.draw(place, self._refill if few else self._batch_size)
+            if not self._warm:
+                few_prompts = prompts[: self._refill]
+                self._answering.warm_up(
+                    state.params, few_prompts, self._sampling, spec.group_size, Watch()
+                )
+                self._warm = True
             key_of_attempt = jax.random.fold_in(key, attempt)
             new = self._answering(
                 state.params, prompts, self._sampling, key_of_attempt, spec.group_size, watch
@@ -145,9 +156,9 @@ class Rollouts:
             equal = equal_groups(np.array([group.total for group in new]))
             keep_all = not spec.dynamic_sampling
             kept += [g for g, same in zip(new, equal, strict=True) if keep_all or not same]
-            if len(kept) == self._batch_size:
+            if len(kept) >= self._batch_size:
                 break
-        return kept or new, seen, place
+        return kept[: self._batch_size] or new, seen, place
 
     def _penalise_length(self, group: Group) -> None:
         """Less reward for the last tokens before the limit (Yu et al. 2025, soft punishment)."""
@@ -188,7 +199,9 @@ def _metrics(groups: Sequence[Group]) -> dict[str, float]:
     right_PG = passed(groups)
     lengths = [len(answer.ids) for group in groups for answer in group.answers]
     stopped = [answer.stopped for group in groups for answer in group.answers]
-    all_right, none_right = right_PG.all(1).mean(), (~right_PG).all(1).mean()
+    judged_PG = right_PG[~np.isnan(right_PG).all(1)]
+    all_right = mean_of_those_there(np.nanmin(judged_PG, 1, initial=1))
+    none_right = mean_of_those_there(1 - np.nanmax(judged_PG, 1, initial=0))
     metrics = {
         "reward/mean": mean_of_those_there(total_PG),
         "reward/std": mean_of_those_there(np.array([_std(row) for row in total_PG])),

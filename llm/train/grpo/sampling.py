@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float64, Key
 
 from llm.core.hosts import is_first, said_by_first, several
 from llm.data.tokenizer import Tokenizer
+from llm.generate.batch import Completion
 from llm.generate.engine import Engine
 from llm.generate.specs import Sampling
 from llm.generate.watch import Watch
@@ -53,6 +54,38 @@ class Answering:
             StopRequestedError: a stop was asked for meanwhile.
             RewardError: a reward cannot be had for any answer.
         """
+        answers = self._written(params, prompts, sampling, key, n, watch)
+        texts = [self._tokenizer.decode(answer.ids) for of_one in answers for answer in of_one]
+        examples = [prompt.example for prompt in prompts for _ in range(n)]
+        with self._bench.ledger("reward"):
+            scores = self._judged(texts, examples)
+        return [
+            Group(
+                prompt=prompt.ids,
+                question=self._tokenizer.decode(prompt.ids, skip_specials=False),
+                answers=answers[i],
+                texts=texts[i * n : (i + 1) * n],
+                total=scores.total[i * n : (i + 1) * n].tolist(),
+                rewards={k: v[i * n : (i + 1) * n].tolist() for k, v in scores.by_name.items()},
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def warm_up(
+        self, params: Any, prompts: Sequence[Prompt], sampling: Sampling, n: int, watch: Watch
+    ) -> None:
+        """Have the programs compiled that answer so many prompts; the answers are not looked at."""
+        self._written(params, prompts, sampling, jax.random.key(0), n, watch)
+
+    def _written(
+        self,
+        params: Any,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        key: Key[Array, ""],
+        n: int,
+        watch: Watch,
+    ) -> list[list[Completion]]:
         bench = self._bench
         machine = bench.machine
         engine = Engine(
@@ -76,21 +109,7 @@ class Answering:
                 )
             )
         bench.ledger.move("decode", "prefill", watch.prefill_seconds - before)
-        texts = [self._tokenizer.decode(answer.ids) for of_one in answers for answer in of_one]
-        examples = [prompt.example for prompt in prompts for _ in range(n)]
-        with bench.ledger("reward"):
-            scores = self._judged(texts, examples)
-        return [
-            Group(
-                prompt=prompt.ids,
-                question=self._tokenizer.decode(prompt.ids, skip_specials=False),
-                answers=answers[i],
-                texts=texts[i * n : (i + 1) * n],
-                total=scores.total[i * n : (i + 1) * n].tolist(),
-                rewards={k: v[i * n : (i + 1) * n].tolist() for k, v in scores.by_name.items()},
-            )
-            for i, prompt in enumerate(prompts)
-        ]
+        return answers
 
     def _judged(self, texts: Sequence[str], examples: Sequence[Example]) -> Scores:
         """By the first process of the run, for all: a reward need not be the same twice."""
@@ -119,9 +138,13 @@ class Answering:
         return Watch(look)
 
 
-def passed(groups: Sequence[Group]) -> np.ndarray:
-    """Which answers are right, bool [P, G]: those that the first reward gives 1 or more."""
-    return np.array([next(iter(group.rewards.values())) for group in groups]) >= 1
+def passed(groups: Sequence[Group]) -> Float64[np.ndarray, "P G"]:
+    """1 for answers that are right, to which the first reward gives 1 or more, and 0 for others.
+
+    NaN where the first reward does not apply or failed: those are neither.
+    """
+    first_PG = np.array([next(iter(group.rewards.values())) for group in groups], np.float64)
+    return np.where(np.isnan(first_PG), np.nan, first_PG >= 1)
 
 
 def step_key(seed: int, purpose: int, step: int) -> Key[Array, ""]:
