@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from llm.core.hardware import DTYPES
 from llm.core.spec import RefusedError
 from llm.data.tokenizer import Tokenizer
 from llm.generate.engine import Engine
@@ -65,10 +66,20 @@ class LanguageModel:
         return bind(self.spec, self.params)
 
     def logits(self, ids_BT: Int[np.ndarray, "B T"] | Sequence[Sequence[int]]) -> np.ndarray:
-        """fp32 scores over the vocabulary for the token after each position, [B, T, V]."""
-        ids = np.asarray(ids_BT, dtype=np.int32)
+        """fp32 scores over the vocabulary for the token after each position, [B, T, V].
+
+        Raises:
+            RefusedError: not as many ids in each row, not integers, no tokens, or more than the
+                model can see.
+        """
+        try:
+            ids = np.asarray(ids_BT)
+        except ValueError:
+            ids = np.empty(0)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise RefusedError("logits(ids): expected integers [batch, time], all rows as long")
         check_ids(self.spec, ids.ravel().tolist())
-        return np.asarray(_logits(self.spec, self.params, jnp.asarray(ids)))
+        return np.asarray(_logits(self.spec, self.params, jnp.asarray(ids, jnp.int32)))
 
     @cached_property
     def engine(self) -> Engine:
@@ -82,7 +93,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
+        prompts: Sequence[str] | Sequence[Sequence[int]] | Int[np.ndarray, "B T"],
         *,
         n: int | None = None,
         stop: bool | Sequence[str] = True,
@@ -109,12 +120,17 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise RefusedError(f"generate([{prompts[:20]!r}]) takes a list of prompts, also of one")
+        given: list[Any] = list(prompts)
+        if not all(map(_is_prompt, given)):
+            raise RefusedError("generate(prompts): expected a list of texts, or of lists of ids")
+        if n is not None and n < 1:
+            raise RefusedError(f"n={n}: expected at least 1")
         strings = [] if isinstance(stop, bool) else list(stop)
-        if not all(isinstance(string, str) and string for string in strings):
+        if isinstance(stop, str) or not all(isinstance(s, str) and s for s in strings):
             raise RefusedError(f"stop={stop}: expected true, false or a list of texts, none empty")
         cut = Cut(self.tokenizer, strings)
         answers = self.engine.generate(
-            [self.begin(p) if isinstance(p, str) else p for p in prompts],
+            [self.begin(p) if isinstance(p, str) else np.asarray(p).tolist() for p in given],
             (sampling or Sampling()).replace(**settings),
             key=jax.random.key(seed),
             stop_ids=() if stop is False else self.stop_ids,
@@ -122,7 +138,7 @@ class LanguageModel:
             batch_size=batch_size,
             is_over=cut.is_over if strings else None,
         )
-        form = cut.text if prompts and isinstance(prompts[0], str) else cut.ids
+        form = cut.text if given and isinstance(given[0], str) else cut.ids
         results = [[form(answer.ids) for answer in row] for row in answers]
         return results if n else [row[0] for row in results]
 
@@ -131,8 +147,18 @@ class LanguageModel:
         return [self.tokenizer.start_id, *self.tokenizer.encode(text)]
 
 
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return True
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:  # lists within, of several lengths
+        return False
+    return ids.ndim == 1 and (ids.size == 0 or ids.dtype.kind in "iu")
+
+
 def load(
-    source: str | Sequence[str] | Pretrained,
+    source: str | Path | Sequence[str] | Pretrained,
     *,
     dtype: str = "float32",
     compute_dtype: str | None = None,
@@ -149,6 +175,11 @@ def load(
     Raises:
         RefusedError: there is no such checkpoint, or it does not fit its own spec.
     """
+    for name in filter(None, (dtype, compute_dtype, cache_dtype)):
+        if name not in DTYPES:
+            raise RefusedError(f"dtype={name}: expected {' or '.join(DTYPES)}")
+    if isinstance(source, Path):
+        source = str(source)
     pretrained = source if isinstance(source, Pretrained) else open_source(source)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(lambda: parameters(pretrained.spec.build(jax.random.key(0))))

@@ -14,7 +14,7 @@ def check_prompts(spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tok
     Raises:
         RefusedError: an empty prompt, an id that is no token, or more than the model can see.
     """
-    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+    if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise RefusedError("every prompt needs at least one token")
     check_ids(spec, (index for prompt in prompts for index in prompt))
     longest = max(map(len, prompts))

@@ -12,14 +12,17 @@ from llm.core.spec import RefusedError
 def read_prompts(path: Path) -> list[str]:
     """One prompt per line, or the field `prompt` of each line of a .jsonl file. Empty lines count.
 
+    Only a line feed ends a line: what Python takes for an end besides occurs within texts.
+
     Raises:
         RefusedError: no such file, not UTF-8, a line that is not as expected, or no prompt at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedError(f"prompts_file={path}: cannot be read: {error}") from error
-    if not lines:
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if not text:
         raise RefusedError(f"prompts_file={path}: no prompt in it")
     if path.suffix != ".jsonl":
         return lines

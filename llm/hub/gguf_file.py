@@ -56,6 +56,7 @@ def open_gguf(path: Path, source: str) -> Pretrained:
         stop_ids=text.stop_ids,
         lineage={
             "format": "gguf",
+            "source": source,
             "file": path.name,
             "sha256": sha256_of(path),
             "name": metadata.get("general.name"),

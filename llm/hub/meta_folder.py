@@ -87,6 +87,7 @@ def open_meta(folder: Path, source: str) -> Pretrained:
         stop_ids=stop_ids,
         lineage={
             "format": "meta",
+            "source": source,
             "files": [file.name for file in files],
             "params": params,
             # Of the CRC-32s that the archives hold, so that no weights are read for it.

@@ -44,8 +44,9 @@ def model_card(
         certificate: see `llm.hub.certificate.certify`.
         repo: `org/name` of the model on the hub; without one, the usage is for this folder.
     """
-    parent = pretrained.lineage.get("source", pretrained.source)
-    head = _head(pretrained.lineage, "transformers", parent)
+    lineage = pretrained.lineage
+    parent = lineage.get("base") or lineage.get("source") or pretrained.source
+    head = _head(lineage, "transformers", parent)
     sentence = _sentence(pretrained.spec, certificate)
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     usage = _usage(pretrained, repo, imports, "AutoModelForCausalLM")
@@ -80,7 +81,7 @@ def _card(
     run = _run(pretrained.lineage)
     sections = [
         head,
-        f"# {(repo or pretrained.spec.name).rpartition('/')[2]}\n\n{sentence}\n",
+        f"# {_title(pretrained, repo, run.get('run', {}))}\n\n{sentence}\n",
         usage,
         _results(run.get("result", {})),
         _evaluation(pretrained.lineage),
@@ -88,6 +89,12 @@ def _card(
         checks,
     ]
     return "\n".join(section for section in sections if section)
+
+
+def _title(pretrained: Pretrained, repo: str | None, run: Mapping[str, Any]) -> str:
+    """The name it goes by: on the hub, of its run, in its own file, or of its kind."""
+    names = (repo, run.get("title"), pretrained.lineage.get("name"), pretrained.spec.name)
+    return str(next(filter(None, names))).rpartition("/")[2]
 
 
 def _usage(pretrained: Pretrained, repo: str | None, imports: str, kind: str) -> str:
@@ -179,7 +186,7 @@ def _how(note: Mapping[str, Any]) -> str:
 def _origin(pretrained: Pretrained, run: Mapping[str, Any]) -> str:
     """Lineage and data, as they were written down."""
     lines = ["## Origin\n", f"- source: `{pretrained.source}`"]
-    shown = ("checkpoint", "step", "run", "revision", "licence", "parents")
+    shown = ("checkpoint", "step", "run", "base", "revision", "licence", "parents")
     facts = {key: pretrained.lineage[key] for key in shown if pretrained.lineage.get(key)}
     parent = run.get("parent")
     if isinstance(parent, dict):

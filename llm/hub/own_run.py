@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,20 @@ def open_run(folder: Path, source: str) -> Pretrained:
         chat_template=meta["chat_template"],
         stop_ids=tuple(meta["stop_ids"]),
         weights=functools.partial(_merged, folder, spec) if spec.lora.rank else read,
-        lineage={"checkpoint": str(folder), "step": meta["step"], "run": meta["run"]},
+        lineage={
+            "checkpoint": str(folder),
+            "step": meta["step"],
+            "run": meta["run"],
+            **_inherited(meta["parent"] or {}),
+        },
     )
+
+
+def _inherited(parent: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds of a model's descendants too: its licence, and what the first of them was."""
+    first = {"base": parent["source"]} if "source" in parent else {}
+    kept = {name: parent[name] for name in ("licence", "licence_name", "base") if name in parent}
+    return {**first, **kept}
 
 
 def read_run_spec(folder: Path) -> ModelSpec:

@@ -66,6 +66,8 @@ def special_names(tokenizer: Tokenizer, end_ids: Sequence[int] = ()) -> dict[str
     return {
         "bos_token": name_of[tokenizer.start_id],
         "eos_token": ends[0] if ends else tokenizer.separator,
+        # Not what ends an answer, if that is another: who masks padding would mask the end as well.
+        "pad_token": tokenizer.separator,
     }
 
 

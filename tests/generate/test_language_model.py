@@ -1,5 +1,6 @@
 """llm.load on a trained run: text in, text out; ids in, ids out."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,29 @@ def test_refused(lm: llm.LanguageModel) -> None:
         lm.generate("def")
     with pytest.raises(ValueError, match="65 tokens: the model sees 64 at most"):
         lm.logits([[0] * 65])
+    # As without the tests' checks of types.
+    logits, generate = inspect.unwrap(type(lm).logits), inspect.unwrap(type(lm).generate)
+    for ids in ([1, 2, 3], [[1, 2], [3]], [[1.5, 2.0]], [["a"]]):
+        with pytest.raises(RefusedError, match="expected integers"):
+            logits(lm, ids)
+    for prompts in ([[1.5]], [[[1]]], [[[1], [2, 3]]], [3]):
+        with pytest.raises(RefusedError, match="expected a list of texts, or of lists of ids"):
+            generate(lm, prompts)
+    with pytest.raises(RefusedError, match="every prompt needs at least one token"):
+        lm.generate(np.zeros((0, 3), int))
+    with pytest.raises(RefusedError, match="n=0: expected at least 1"):
+        lm.generate(["def"], n=0)
+    with pytest.raises(RefusedError, match="stop=ab: expected true, false or a list of texts"):
+        lm.generate(["def"], stop="ab")
+    with pytest.raises(RefusedError, match="dtype=fp16: expected float32 or bfloat16"):
+        llm.load(lm.pretrained, dtype="fp16")
+
+
+def test_arrays_and_paths_are_taken(lm: llm.LanguageModel, trained_run: Path) -> None:
+    ids = np.array([[1, 2, 3], [4, 5, 6]])
+    settings = {"max_new_tokens": N, "temperature": 0.0}
+    assert lm.generate(ids, **settings) == lm.generate(ids.tolist(), **settings)
+    assert (llm.load(trained_run).logits(ids) == lm.logits(ids)).all()
 
 
 def test_stop_strings(lm: llm.LanguageModel) -> None:

@@ -22,6 +22,15 @@ def test_jsonl(tmp_path: Path) -> None:
     assert read_prompts(file) == ["a\nb", ""]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, end: str) -> None:
+    odd = "a\u2028b\x0cc\x85d"
+    (tmp_path / "p.txt").write_bytes(f"\ufeff{odd}{end}second{end}".encode())
+    (tmp_path / "p.jsonl").write_bytes(f'\ufeff{{"prompt": "a\u2028b"}}{end}'.encode())
+    assert read_prompts(tmp_path / "p.txt") == [odd, "second"]
+    assert read_prompts(tmp_path / "p.jsonl") == ["a\u2028b"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

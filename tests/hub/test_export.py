@@ -113,7 +113,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "run.json").write_text(json.dumps({"specs": {"data": {"source": "stdlib"}}}))
     folder = tmp_path_factory.mktemp("exported") / "deep" / "model"
     ends = (tokenizer().special_ids["<|im_end|>"], tokenizer().separator_id)
-    lineage = {"run": str(run), "step": 3, "licence": "mit"}
+    lineage = {"run": str(run), "step": 3, "licence": "mit", "base": "hf:an/ancestor@1"}
     pretrained = pretrained_of(llama(), chat_template=TEMPLATE, stop_ids=ends, lineage=lineage)
     export(pretrained, random_params(llama()), folder)
     return folder
@@ -158,6 +158,9 @@ def test_transformers_tokenizes_and_chats_alike(exported: Path) -> None:
     assert theirs.decode(ours.encode(text, specials=True)) == text
     assert theirs.eos_token_id == ours.special_ids["<|im_end|>"]
     assert theirs.bos_token_id == ours.start_id
+    assert theirs.pad_token_id == ours.separator_id
+    assert theirs.pad_token_id == read(exported, "generation_config.json")["pad_token_id"]
+    assert theirs(["a", "b c d e f"], padding=True)["attention_mask"][0][-1] in (0, 1)
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " b "}]
     marked = theirs.apply_chat_template(messages, chat_template=TEMPLATE, tokenize=False)
     assert theirs.apply_chat_template(messages, tokenize=False) == marked
@@ -183,7 +186,8 @@ def test_a_template_without_marks_renders_the_same(left: str, right: str) -> Non
 def test_the_card_tells_what_is_known_and_its_example_runs(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     for words in [
-        'license: "mit"', "| eval/loss | final | 1.25 |", "| eval/loss | best | 1.125 |",
+        'license: "mit"', 'base_model: "an/ancestor"', "| eval/loss | final | 1.25 |",
+        "| eval/loss | best | 1.125 |",
         '"source": "stdlib"', "- step: `3`", "Over 640 positions", "transformers 5",
     ]:  # fmt: skip
         assert words in card

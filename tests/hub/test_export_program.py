@@ -10,8 +10,10 @@ import pytest
 from hub_stand_in import stand_in
 
 import llm
-from llm.core.spec import RefusedError
+from llm.core.spec import RefusedError, spec_from_json
+from llm.hub.checkpoints import read_checkpoint_meta
 from llm.hub.specs import ExportSpec
+from llm.train.run import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +50,29 @@ def test_a_run_is_exported_and_uploaded(trained_run: Path, tmp_path: Path) -> No
     again = program(f"checkpoint={trained_run}", "out=model", cwd=tmp_path)
     assert again.returncode == 2
     assert "Refused: out=model: not empty; name a folder that does not exist yet" in again.stderr
+
+
+def test_descendants_keep_the_licence_and_name_the_first_of_them(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    llm.save_hf(llm.load(trained_run), base)
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: ours\n---\n")
+    newest = max((trained_run / "checkpoints").glob("*/state")).parent
+    experiment = spec_from_json(read_checkpoint_meta(newest)["experiment"])
+    source = str(base)
+    for name in ("child", "grandchild"):
+        child = experiment.replace(
+            name=name, init_from=source, trainer=experiment.trainer.replace(steps=3)
+        )
+        run(child, tmp_path / name)
+        source = str(tmp_path / name)
+    llm.save_hf(llm.load(source), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'license: "other"\nlicense_name: "ours"' in card
+    assert "\n# grandchild\n" in card
+    assert f"- base: `{base}`" in card
+    assert "base_model" not in card  # which are models on the hub
 
 
 def test_what_cannot_be_meant_is_refused() -> None:

@@ -17,6 +17,7 @@ from llm.train.grpo.advantages import equal_groups, group_advantages
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
 from llm.train.grpo.policy_gradient import PolicyGradient
+from llm.train.grpo.rollouts import overlong_penalty
 from llm.train.grpo.spec import ADVANTAGES, LOSSES, GRPOSpec
 from llm.train.log_probs import TokenScores, token_scores
 
@@ -218,18 +219,19 @@ def test_the_gradient_of_the_divergence_is_the_exact_one() -> None:
         np.testing.assert_allclose(jax.grad(loss)(logits), exact, rtol=1e-5, atol=1e-7)
 
 
-def test_off_policy_the_divergence_is_still_that_of_the_policy() -> None:
-    """Samples of an old policy, weighed by the ratio."""
+@pytest.mark.parametrize("loss", LOSSES)
+def test_off_policy_the_divergence_is_still_that_of_the_policy(loss: str) -> None:
+    """Samples of an old policy, each weighed by its own ratio, whatever sequence it is of."""
     logits, old_logits = jnp.array([0.3, -1.0, 0.7]), jnp.array([0.0, 0.5, -0.2])
     near = jax.nn.log_softmax(jnp.array([-0.5, 0.2, 0.4]))
     exact = jax.grad(lambda z: (jax.nn.softmax(z) * (jax.nn.log_softmax(z) - near)).sum())(logits)
-    objective = objective_of(GRPOSpec(kl_weight=1.0, loss="dapo"))
+    objective = objective_of(GRPOSpec(kl_weight=1.0, loss=loss))
     old = jax.nn.log_softmax(old_logits)[None]
 
-    def loss(z):
+    def divergence(z):
         batch = {
             "counts": jnp.array([3]), "sampler_log_probs": old, "old_log_probs": old,
-            "advantages": jnp.zeros((1, 3)), "sequence_ids": jnp.arange(1, 4)[None],
+            "advantages": jnp.zeros((1, 3)), "sequence_ids": jnp.ones((1, 3), int),
             "reference_log_probs": near[None], "weights": jnp.exp(old), "divisor": jnp.ones(1),
         }  # fmt: skip
         scores = TokenScores(jax.nn.log_softmax(z)[None], jnp.zeros((1, 3)))
@@ -237,7 +239,54 @@ def test_off_policy_the_divergence_is_still_that_of_the_policy() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy_gradient, "completion_scores", lambda model, *_: model)
-        np.testing.assert_allclose(jax.grad(loss)(logits), exact, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(jax.grad(divergence)(logits), exact, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("given_scores")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_entropy_bonus_lowers_the_loss(loss: str) -> None:
+    """By its weight times the entropies, summed as the loss's tokens are; fp64."""
+    spec = GRPOSpec(loss=loss, max_new_tokens=MAX_NEW, entropy_weight=0.3)
+    rng = np.random.default_rng(2)
+    groups = groups_of(rng)
+    answers = [a for g in groups for a in g.answers]
+    total = sum(len(a.ids) for a in answers)
+    entropies = rng.exponential(size=(P * G, 3 + MAX_NEW))
+    each = {"grpo": P * G, "gspo": P * G}
+    lowered = 0.0
+    for row, n in enumerate(len(a.ids) for a in answers):
+        shares = {"dr_grpo": P * G * MAX_NEW, **{k: v * n for k, v in each.items()}}
+        lowered += 0.3 * entropies[row, :n].sum() / shares.get(loss, total)
+    now = rng.standard_normal(entropies.shape)
+    value, grad, metrics = ours(spec, groups, now, entropies)
+    plain, same, _ = ours(spec.replace(entropy_weight=0.0), groups, now, entropies)
+    np.testing.assert_allclose(plain - value, lowered, rtol=1e-6)
+    np.testing.assert_array_equal(grad, same)
+    mean = sum(entropies[row, : len(a.ids)].sum() for row, a in enumerate(answers)) / total
+    assert metrics["policy/entropy"] == pytest.approx(mean)
+
+
+@pytest.mark.usefixtures("given_scores")
+def test_the_entropy_bonus_has_a_gradient() -> None:
+    objective = objective_of(GRPOSpec(entropy_weight=0.3, loss="dapo"))
+    zeros = jnp.zeros((1, 2))
+    batch = {
+        "counts": jnp.array([2]), "sampler_log_probs": zeros, "advantages": zeros,
+        "sequence_ids": jnp.ones((1, 2), int), "weights": jnp.array([[1.0, 0.5]]),
+        "divisor": jnp.ones(1),
+    }  # fmt: skip
+
+    def value(entropies):
+        return objective(TokenScores(zeros, entropies), batch, None).objective
+
+    np.testing.assert_allclose(jax.grad(value)(zeros + 1), [[-0.3, -0.15]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"), [(1, 0), (12, 0), (13, -0.25), (14, -0.5), (15, -0.75), (16, -1)]
+)
+def test_answers_near_the_limit_are_worth_less(length: int, penalty: float) -> None:
+    assert overlong_penalty(length, limit=16, buffer=4) == penalty
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])

@@ -161,12 +161,10 @@ class Rollouts:
         return kept[: self._batch_size] or new, seen, place
 
     def _penalise_length(self, group: Group) -> None:
-        """Less reward for the last tokens before the limit (Yu et al. 2025, soft punishment)."""
-        buffer = self._spec.overlong_buffer
+        buffer, limit = self._spec.overlong_buffer, self._spec.max_new_tokens
         if not buffer:
             return
-        free = self._spec.max_new_tokens - buffer
-        penalty = [min(0.0, (free - len(answer.ids)) / buffer) for answer in group.answers]
+        penalty = [overlong_penalty(len(answer.ids), limit, buffer) for answer in group.answers]
         group.rewards["overlong_penalty"] = penalty
         group.total = [a + b for a, b in zip(group.total, penalty, strict=True)]
 
@@ -190,6 +188,14 @@ class Rollouts:
                 order = permutation(count, self._seed, _PARTS, self._rollout, epoch).tolist()
             parts += [order[i : i + size] for i in range(0, count, size)]
         return parts
+
+
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """From 0 down to -1 over the last `buffer` tokens before the limit.
+
+    Yu et al. 2025 (DAPO), soft overlong punishment.
+    """
+    return min(0.0, (limit - buffer - length) / buffer)
 
 
 def _metrics(groups: Sequence[Group]) -> dict[str, float]:
