@@ -19,7 +19,7 @@ from launch.orphans import working
 from launch.parallel import jobs_at_once, launcher_name
 from launch.processes import agreed, begin, join_run
 from launch.program import start_logging
-from llm.core.spec import RefusedError
+from llm.core.spec import RefusedError, RunFailedError
 from llm.report.json_files import read_json
 from llm.report.objective import BITS_PER_BYTE
 from llm.train.experiment import ExperimentSpec
@@ -118,11 +118,10 @@ def _note(error: Exception, folder: Path) -> None:
 
     from llm.core.hosts import is_first
     from llm.report.run_files import now, write_result
-    from llm.train.step_report import DivergedError
 
     if isinstance(error, RefusedError):
         logger.error("{}: refused: {}", folder.name, error)
-    elif isinstance(error, DivergedError):
+    elif isinstance(error, RunFailedError):
         logger.error("{} failed: {}", folder.name, error)
     else:
         lines = "".join(traceback.format_exception(error))

@@ -14,16 +14,18 @@ from omegaconf.errors import OmegaConfBaseException
 from launch.hydra_errors import explained
 from launch.new_folders import forget
 from launch.text_words import paths_quoted
-from llm.core.spec import RefusedError
+from llm.core.spec import RefusedError, RunFailedError
 
 MISCOMPOSED = 1  # exit status: Hydra could not make a configuration of these words
+FAILED = 1  # exit status: it began, and could not go on
 REFUSED = 2  # exit status: it could, and we do not accept it
 
 
 def start(program: Callable[[], Any]) -> None:
     """Run an entry point; whatever is wrong with its words becomes one line on standard error.
 
-    Exit status: 1 if Hydra cannot compose a configuration, 2 if we do not accept it.
+    Exit status: 1 if Hydra cannot compose a configuration or a run cannot go on, 2 if we do not
+    accept the words.
     """
     words = paths_quoted(sys.argv[1:])
     # Hydra's parser takes -m before all words or after them, not between.
@@ -38,6 +40,9 @@ def start(program: Callable[[], Any]) -> None:
         trace = error.__traceback__
         if wants_all or trace is None:
             raise
+        if isinstance(error, RunFailedError):
+            sys.stderr.write(f"Failed: {error}\n")
+            raise SystemExit(FAILED) from None
         while trace is not None and trace.tb_frame.f_code.co_name != "run_job":
             trace = trace.tb_next
         if trace is not None:  # a job failed: how Hydra came to run it is of no interest

@@ -32,6 +32,13 @@ class RefusedError(ValueError):
     """
 
 
+class RunFailedError(RuntimeError):
+    """A run cannot go on, and the message says all there is to say: where it was raised does not.
+
+    The entry points turn it into one line and exit status 1.
+    """
+
+
 class frozendict(dict[str, Any]):  # noqa: N801  (reads as the builtin it stands in for)
     """A dict that a frozen spec can hold: hashable by content, never changed after creation."""
 

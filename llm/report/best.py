@@ -38,11 +38,12 @@ class Scores:
             The names that reached a new best.
         """
         improved = []
+        of_policy = "policy/ratio" in metrics  # a loss that is neither better nor worse when lower
         for name, value in metrics.items():
             if name in _NOT_METRICS:
                 continue
             self.last[name] = value
-            sign = direction(name)
+            sign = 0 if of_policy and name == "train/loss" else direction(name)
             if not sign or value is None or not math.isfinite(value):
                 continue
             if name not in self.best or sign * value > sign * self.best[name]["value"]:

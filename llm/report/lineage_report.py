@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from llm.report.best import direction
 from llm.report.history import History
 from llm.report.json_files import read_json
 from llm.report.markdown import duration, one_line, table
@@ -170,7 +171,13 @@ def draw_lineage(stages: list[Stage], path: Path) -> bool:
                 *thin_out(i + at, smoothed), color=_COLOURS[i % len(_COLOURS)],
                 linewidth=1.9, marker="o" if values.size <= 30 else "", markersize=4,
             )  # fmt: skip
-        scale(axes, np.concatenate([v for _, _, v in lines]), from_zero=False, tall=True)
+        scale(
+            axes,
+            np.concatenate([v for _, _, v in lines]),
+            from_zero=False,
+            linear=direction(name) > 0,
+            tall=True,
+        )
         for border in range(1, len(stages)):
             axes.axvline(border, color=QUIET, linewidth=0.9, linestyle=(0, (4, 4)))
     grid[-1, 0].set_xlim(0, len(stages))

@@ -59,6 +59,10 @@ class _Panel:
     dots: tuple[tuple[str, str, str], ...] = ()
     higher_is_better: bool = False
     from_zero: bool = False
+    linear: bool = False
+    """Also where the values span more than a factor. What is better when higher always is."""
+    noise: float = 0.0
+    """Differences below it are rounding, and not drawn as mountains."""
 
 
 _PANELS = (
@@ -75,13 +79,22 @@ _PANELS = (
         smooth=True,
         from_zero=True,
     ),
-    _Panel("Divergence of the policy", lines=(("policy/kl", "", _PURPLE),), smooth=True),
-    _Panel("Entropy of the policy", lines=(("policy/entropy", "", _BLUE),), smooth=True),
+    _Panel(
+        "Divergence of the policy",
+        lines=(("policy/kl", "", _PURPLE),),
+        smooth=True,
+        linear=True,
+        noise=1e-5,
+    ),
+    _Panel(
+        "Entropy of the policy", lines=(("policy/entropy", "", _BLUE),), smooth=True, linear=True
+    ),
     _Panel(
         "Loss",
         lines=(("train/loss", "train", _BLUE),),
         dots=(("eval/loss", "held out", _ORANGE),),
         smooth=True,
+        noise=1e-5,  # a policy's is 0 but for that while it is its own old policy
     ),
     _Panel(
         "Bits per byte, held out",
@@ -184,7 +197,12 @@ def _draw(axes: Axes, panel: _Panel, have: dict[str, Curve], *, tall: bool) -> N
     for name, label, colour in panel.dots:
         if name in have:
             drawn.append(_draw_dots(axes, have[name], label, colour, panel))
-    scale(axes, np.concatenate(drawn), from_zero=panel.from_zero, tall=tall)
+    values = np.concatenate(drawn)
+    if np.ptp(values) < panel.noise:
+        middle = round(float(values.mean()) / panel.noise) * panel.noise
+        axes.set_ylim(middle - panel.noise, middle + panel.noise)
+    linear = panel.linear or panel.higher_is_better or bool(np.ptp(values) < panel.noise)
+    scale(axes, values, from_zero=panel.from_zero, linear=linear, tall=tall)
 
 
 def _draw_line(axes: Axes, curve: Curve, label: str, colour: str, smoothed: bool) -> Floats:
@@ -256,14 +274,14 @@ def dress(axes: Axes, title: str) -> None:
     axes.tick_params(axis="x", length=3)
 
 
-def scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool) -> None:
+def scale(axes: Axes, values: Floats, *, from_zero: bool, tall: bool, linear: bool = False) -> None:
     """Logarithmic where values span more than a factor, which a falling loss does."""
     low, high = float(values.min()), float(values.max())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     if from_zero:
         axes.set_ylim(0, high * 1.12 or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(4))
-    elif low > 0 and high / low > 2.5:
+    elif low > 0 and high / low > 2.5 and not linear:
         axes.set_yscale("log")
         # Gridlines at round numbers, closer together where there is room for them.
         subs = (1, 2, 5) if not tall or high / low > 12 else (1, 1.5, 2, 3, 5, 7)

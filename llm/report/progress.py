@@ -62,7 +62,8 @@ class ProgressLine:
 
         Args:
             step, tokens: done so far.
-            value: what is shown; None or not finite, then it is not.
+            value: of this step; None or not finite, then it does not count. Shown is a mean over
+                steps, the last of which count most.
             name: of the value.
         """
         now = self._clock()
@@ -78,7 +79,7 @@ class ProgressLine:
                 self._task, completed=step, name=name, value=shown, rate=tokens_rate, left=left
             )
         self._last_line = (
-            f"step {step:,}/{self._total:,}  {name} {shown}  {tokens_rate} tok/s  {left} left"
+            f"step {step:,}/{self._total:,}  mean {name} {shown}  {tokens_rate} tok/s  {left} left"
         )
         if not self._live and (now - self._last_plain >= _PLAIN_EVERY or step >= self._total):
             self._last_plain = now
@@ -124,7 +125,7 @@ def _live_line() -> Progress:
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
         TextColumn("[dim]step[/] {task.completed:,.0f}/{task.total:,.0f}"),
-        TextColumn("[dim]{task.fields[name]}[/] {task.fields[value]}"),
+        TextColumn("[dim]mean {task.fields[name]}[/] {task.fields[value]}"),
         TextColumn("{task.fields[rate]} [dim]tok/s[/]"),
         TextColumn("[dim]left[/] {task.fields[left]}"),
         console=console,

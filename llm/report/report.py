@@ -158,6 +158,13 @@ def _sample_sections(folder: Path) -> Iterator[str]:
         yield f"`samples/{path.name}`\n\n{fenced(printable(text))}"
 
 
+def _ancestor(parent: Mapping[str, Any]) -> str:
+    """The words that name it, and what tells one from another of that name."""
+    name = parent.get("checkpoint") or parent.get("source") or one_line(parent)
+    marks = [f"{key} {str(parent[key])[:12]}" for key in ("revision", "sha256") if parent.get(key)]
+    return f"`{name}`" + (f" ({', '.join(marks)})" if marks else "")
+
+
 def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
     """What it takes to run it again."""
     lines = ["## Run it again", ""]
@@ -168,7 +175,7 @@ def _origin_section(folder: Path, run: Mapping[str, Any]) -> str:
         dirty += " (uncommitted.patch)" if dirty and patch else ""
         lines.append(f"- code: commit `{git.get('commit')}`{dirty}")
     if run.get("parent"):
-        lines.append(f"- starts from: `{one_line(run['parent'])}`")
+        lines.append(f"- starts from: {_ancestor(run['parent'])}")
     for key in ("data", "tokenizer"):
         if run.get(key):
             lines.append(f"- {key}: `{one_line(run[key])}`")

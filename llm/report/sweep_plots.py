@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from llm.report.best import direction
 from llm.report.importance import as_number, in_order
 from llm.report.numbers import number
 from llm.report.plots import (
@@ -145,7 +146,7 @@ def _overlay(axes: Axes, sweep: Sweep, name: str) -> None:
             label=f"{place + 1}. {sweep.label(setting.words)}" if named else None,
         )  # fmt: skip
         drawn.append(mean)
-    scale(axes, np.concatenate(drawn), from_zero=False, tall=True)
+    scale(axes, np.concatenate(drawn), from_zero=False, linear=direction(name) > 0, tall=True)
 
 
 def _calm(values: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 
 from llm.core.compilations import Compilations
+from llm.core.spec import RunFailedError
 from llm.report.run_report import RunReport
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunFailedError):
     """The loss is no longer a number. Checkpoints from before are kept."""
 
 

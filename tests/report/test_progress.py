@@ -41,8 +41,8 @@ def test_plain_lines_come_first_last_and_every_ten_seconds(screen, log):
         line.update(step, step * 1000, float("nan") if step < 3 else 2.0)
     line.close()
     assert len(log) == 6  # at 0.5, 10.5, 20.5, 30.5, 40.5 and, the end, 50 seconds
-    assert log[0] == "INFO step 1/100  loss -  2.00k tok/s  0:50 left\n"
-    assert log[-1] == "INFO step 100/100  loss 2.000  2.00k tok/s  0:00 left\n"
+    assert log[0] == "INFO step 1/100  mean loss -  2.00k tok/s  0:50 left\n"
+    assert log[-1] == "INFO step 100/100  mean loss 2.000  2.00k tok/s  0:00 left\n"
 
 
 def test_what_takes_long_between_two_steps_is_told_now_and_then(screen, log):
@@ -57,7 +57,7 @@ def test_what_takes_long_between_two_steps_is_told_now_and_then(screen, log):
     assert [entry.split("  ")[0] for entry in log] == [
         "INFO answers 1/25\n", "INFO answers 11/25\n", "INFO answers 21/25\n", "INFO step 1/10",
     ]  # fmt: skip
-    assert "reward 0.250" in log[-1]
+    assert "mean reward 0.250" in log[-1]
 
 
 def test_a_run_that_stops_says_its_last_step(screen, log):

@@ -108,8 +108,7 @@ def parts_of(record: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any
         name = next((n for n in _PROMPT if record.get(n) is not None), None)
         if name is None:
             raise RefusedError(
-                f"{origin}: it has {', '.join(map(str, record)) or 'nothing'}: expected messages, "
-                f"or {' or '.join(_PROMPT)}"
+                f"{origin}: it has {_fields(record)}: expected messages, or {' or '.join(_PROMPT)}"
             )
         prompt = record[name]
         if isinstance(prompt, str):
@@ -119,6 +118,11 @@ def parts_of(record: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any
     if not messages:
         raise RefusedError(f"{origin}: no message that could be answered")
     return messages, answer
+
+
+def _fields(record: Mapping[str, Any]) -> str:
+    names = (f"{name} (null)" if record[name] is None else str(name) for name in record)
+    return ", ".join(names) or "nothing"
 
 
 def _answer_of(record: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float64
 from loguru import logger
 
-from llm.core.spec import RefusedError
+from llm.core.spec import RefusedError, RunFailedError
 from llm.train.grpo.example import Example, Outcome
 from llm.train.stopping import StopRequestedError
 
@@ -37,7 +37,7 @@ _PROGRAM = (
 )
 
 
-class RewardError(RuntimeError):
+class RewardError(RunFailedError):
     """A reward failed wherever it applies: nothing can be learned from it."""
 
 
