@@ -162,6 +162,14 @@ def test_a_value_of_ours_ends_with_2(command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_cannot_go_on_says_why_in_one_line(command, tiny_words) -> None:
+    words = ["trainer/optimizer=optax", "trainer.optimizer.optimizer=sgd", "trainer.grad_clip=null"]
+    done = command(*tiny_words, *words, "trainer.optimizer.lr=1e30", "tracker.mode=disabled")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Failed: train/loss is ")
+
+
 @pytest.mark.parametrize("words", ["trainer=null", "--help model=lama"])
 def test_no_word_ends_in_a_stack_trace(command, tmp_path: Path, words: str) -> None:
     done = command(*words.split())

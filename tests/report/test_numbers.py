@@ -41,3 +41,11 @@ def test_best_looks_in_the_right_direction_and_past_what_is_not_finite():
     }
     assert scores.last == {"eval/loss": 2.5, "reward/mean": 0.4, "train/lr": 0.1}
     assert direction("policy/loss") == direction("train/lr") == 0
+
+
+def test_a_policys_loss_is_neither_better_nor_worse() -> None:
+    scores = Scores()
+    scores.add(1, {"train/loss": 0.5, "reward/mean": 0.1, "policy/ratio": 1.0})
+    scores.add(2, {"train/loss": 0.25, "policy/ratio": 1.1})
+    assert scores.last["train/loss"] == 0.25
+    assert scores.best.keys() == {"reward/mean"}

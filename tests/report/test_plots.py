@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from llm.report import plots
 from llm.report.plots import Curve, draw_curves, smooth, thin_out
 
 
@@ -26,6 +27,21 @@ def draw(tmp_path, *curves):
 def test_odd_values_are_drawn(tmp_path, values):
     names = ("train/loss", "eval/loss", "train/lr", "train/grad_norm", "reward/mean")
     draw(tmp_path, *(curve(name, values) for name in names))
+
+
+def test_a_share_is_on_a_linear_axis_and_rounding_is_flat(tmp_path, monkeypatch):
+    scales = {}
+    monkeypatch.setattr(plots, "scale", lambda axes, values, **how: scales.__setitem__(
+        axes.get_title(loc="left"), (how["linear"], axes.get_ylim())))  # fmt: skip
+    noise = 1e-8 * np.cos(np.arange(30))
+    draw(
+        tmp_path, curve("reward/mean", [0.03, 0.5, 0.9]), curve("policy/kl", noise),
+        curve("train/loss", noise + 1e-5), curve("train/grad_norm", [1.0, 9.0]),
+    )  # fmt: skip
+    assert scales["Reward"][0] and scales["Divergence of the policy"][0] and scales["Loss"][0]
+    assert not scales["Gradient norm"][0]
+    np.testing.assert_allclose(scales["Divergence of the policy"][1], [-1e-5, 1e-5])
+    np.testing.assert_allclose(scales["Loss"][1], [0, 2e-5], atol=1e-9)
 
 
 def test_only_the_panels_that_have_data_are_drawn(tmp_path):

@@ -69,7 +69,8 @@ def test_finished_folder(tmp_path):
     write_run(
         tmp_path, title="a | title", specs={},
         overrides=["model=gpt", "data.path=a b", "init_from=last"],
-        parent={"checkpoint": "outputs/x/checkpoints/3"}, devices=["cpu"], parameters=1_234_567,
+        parent={"checkpoint": "outputs/x/checkpoints/3", "sha256": 64 * "a"},
+        devices=["cpu"], parameters=1_234_567,
     )  # fmt: skip
     metrics(
         tmp_path,
@@ -96,7 +97,7 @@ def test_finished_folder(tmp_path):
         "`````text\nlast ```` fence",
         "python launch/main.py model=gpt 'data.path=a b' init_from=outputs/x/checkpoints/3",
         f"resume={tmp_path}",
-        "outputs/x",
+        "- starts from: `outputs/x/checkpoints/3` (sha256 aaaaaaaaaaaa)",
     ):
         assert words in text
     assert "first" in text
