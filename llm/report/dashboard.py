@@ -34,6 +34,7 @@ SECTIONS: dict[str, tuple[Curves, ...]] = {
         Curves("Answers equal to the data's", ("eval/exact_match",)),
         Curves("Right answers", ("eval/accuracy",), pattern=r"eval/pass_at_\d+"),
         Curves("Reward of held-out answers", ("eval/reward",)),
+        Curves("Held-out answers that were not judged", ("eval/missing_fraction",)),
         Curves("Length of held-out answers, tokens", ("eval/length_mean",)),
         Curves("Held-out loss by source", pattern=r"eval/.+/loss"),
         Curves("Bits per byte by source", pattern=r"eval/.+/bits_per_byte"),

@@ -173,7 +173,8 @@ class GRPOSpec(TrainerSpec):
     def held_out_metrics(self, experiment: ExperimentSpec) -> list[str]:  # noqa: D102
         del experiment
         chances = [f"eval/pass_at_{2**i}" for i in range(self.eval_samples.bit_length())]
-        return ["eval/accuracy", "eval/reward", "eval/length_mean", *chances]
+        mean = ["eval/accuracy", "eval/reward", "eval/missing_fraction", "eval/length_mean"]
+        return [*mean, *chances]
 
     def objective(self, loss_chunk: int, row_shards: int = 1) -> Objective:  # noqa: D102
         from llm.train.grpo.policy_gradient import PolicyGradient
