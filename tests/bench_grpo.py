@@ -124,13 +124,14 @@ def ours(folder: Path) -> list[str]:
     return [*LAUNCH, *SHAPE, *QUIET, *words]
 
 
-def trl(folder: Path) -> list[float]:
-    """A run of TRL's trainer; the seconds of each step."""
+def trl(folder: Path) -> tuple[list[float], list[float]]:
+    """A run of TRL's trainer; the seconds and the mean reward of each step."""
     import datasets
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     times: list[float] = []
+    rewards: list[float] = []
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *_, **__) -> None:
@@ -138,6 +139,10 @@ def trl(folder: Path) -> list[float]:
 
         def on_step_end(self, *_, **__) -> None:
             times.append(time.perf_counter())
+
+        def on_log(self, *_, logs: dict[str, float], **__) -> None:
+            if "reward" in logs:
+                rewards.append(logs["reward"])
 
     smollm2 = (folder / SMOLLM2).exists()
     new, rate, steps = (SMOLLM2_NEW, SMOLLM2_RATE, SMOLLM2_STEPS) if smollm2 else (NEW, RATE, STEPS)
@@ -167,10 +172,10 @@ def trl(folder: Path) -> list[float]:
         callbacks=[Watch()],
     )
     trainer.train()
-    return [after - before for before, after in itertools.pairwise(times)]
+    return [after - before for before, after in itertools.pairwise(times)], rewards
 
 
-def tunix(folder: Path) -> list[float]:
+def tunix(folder: Path) -> tuple[list[float], list[float]]:
     """A run of Tunix's learner with its own ("vanilla") rollouts; the seconds of each step."""
     import jax
     import numpy as np
@@ -236,7 +241,7 @@ def tunix(folder: Path) -> list[float]:
             yield {"prompts": np.array(texts[step * PROMPTS : (step + 1) * PROMPTS])}
 
     learner.train(batches())
-    return [after - before for before, after in itertools.pairwise(times)]
+    return [after - before for before, after in itertools.pairwise(times)], []
 
 
 def work(side: str, folder: Path) -> None:
@@ -244,11 +249,13 @@ def work(side: str, folder: Path) -> None:
     if side == PREPARE:
         (prepare_smollm2 if (folder / SMOLLM2).exists() else prepare)(folder)
         return
-    seconds = {"trl": trl, "tunix": tunix}[side](folder)
+    seconds, rewards = {"trl": trl, "tunix": tunix}[side](folder)
     (folder / "run").mkdir()
     with (folder / "run" / "metrics.jsonl").open("w") as file:
         for step, taken in enumerate(seconds, start=1):
             file.write(json.dumps({"step": step, "perf/step_time": taken}) + "\n")
+        for step, reward in enumerate(rewards, start=1):
+            file.write(json.dumps({"step": step, "reward/mean": reward}) + "\n")
 
 
 def call(folder: Path, command: list[str]) -> float:
@@ -264,13 +271,14 @@ def call(folder: Path, command: list[str]) -> float:
     return usage.ru_maxrss / 2**20
 
 
-def run(folder: Path, command: list[str]) -> tuple[float, float]:
-    """Seconds per step, and peak memory in GiB."""
+def run(folder: Path, command: list[str]) -> tuple[float, float, list[float]]:
+    """Seconds per step, peak memory in GiB, and rewards."""
     peak = call(folder, command)
     (folder / "run").rename(done := folder / f"run-{time.time_ns()}")
     lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     seconds = {line["step"]: line["perf/step_time"] for line in lines if "perf/step_time" in line}
-    return statistics.median(taken for step, taken in seconds.items() if step > WARM), peak
+    taken = statistics.median(taken for step, taken in seconds.items() if step > WARM)
+    return taken, peak, [line["reward/mean"] for line in lines if "reward/mean" in line]
 
 
 def main(python: str | None, smollm2: bool) -> None:
@@ -294,13 +302,17 @@ def main(python: str | None, smollm2: bool) -> None:
                 results[side].append(run(folder, command))
     for side, runs in results.items():
         pairs = list(zip(runs, results["TRL"], strict=True))
-        speed = statistics.median(theirs / its for (its, _), (theirs, _) in pairs)
-        memory = statistics.median(its / theirs for (_, its), (_, theirs) in pairs)
-        taken, peak = (statistics.median(column) for column in zip(*runs, strict=True))
+        speed = statistics.median(theirs[0] / its[0] for its, theirs in pairs)
+        memory = statistics.median(its[1] / theirs[1] for its, theirs in pairs)
+        taken, peak = (statistics.median(run[i] for run in runs) for i in range(2))
         sys.stdout.write(
             f"{side:6s} {taken:6.3f} s/step ({speed:.2f} x TRL)"
             f"  peak {peak:.2f} GiB ({memory:.2f} x)\n"
         )
+        if smollm2:
+            steps = zip(*(rewards for _, _, rewards in runs), strict=True)
+            means = " ".join(f"{statistics.mean(of_step):.2f}" for of_step in steps)
+            sys.stdout.write(f"       reward of each step: {means}\n")
     sys.stdout.write(f"medians of {ROUNDS} rounds; load {os.getloadavg()[0]:.1f}\n")
 
 
