@@ -67,6 +67,7 @@ def export(
         write_json(unfinished / "config.json", config)
         generation = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
         generation["pad_token_id"] = pretrained.tokenizer.separator_id
+        generation |= pretrained.sampling
         write_json(unfinished / "generation_config.json", generation)
         write_tokenizer(pretrained, unfinished)
         tensors = write_weights(pretrained.spec, params, unfinished, dtype, max_shard_bytes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from llm.models.specs import ModelSpec
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _LARGEST_JSON = 256 * 2**20  # bytes
+
+# How tokens are to be drawn, in generation_config.json.
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def open_hf_folder(folder: Path, source: str) -> Pretrained:
@@ -53,6 +57,7 @@ def open_hf_folder(folder: Path, source: str) -> Pretrained:
         weights=lambda template: read_weights(spec, tensors, template),
         chat_template=_chat_template(folder, tokenizer_config),
         stop_ids=_stop_ids(folder, config, spec),
+        sampling=_sampling(folder),
         lineage=_lineage(folder, source, list(tensors.files)),
     )
 
@@ -182,6 +187,12 @@ def _stop_ids(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> tuple
                 )
         return tuple(dict.fromkeys(ids))
     return ()
+
+
+def _sampling(folder: Path) -> dict[str, float]:
+    generation = _json_object(folder, "generation_config.json", optional=True)
+    found = {name: generation[name] for name in _SAMPLING if name in generation}
+    return {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
 
 
 def _lineage(folder: Path, source: str, weight_files: list[str]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Pretrained:
     """Jinja source, if the model was trained on conversations."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that its files say end an answer; may be none."""
+    sampling: dict[str, float] = field(default_factory=dict)
+    """How its files say that tokens are to be drawn, under transformers' names."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """Where it comes from, as JSON: files, checksums, revision, licence, parents."""
 

@@ -31,6 +31,7 @@ from llm.core.spec import RefusedError
 from llm.hub import certificate
 from llm.hub.export import export
 from llm.hub.hf_config import hf_config
+from llm.hub.hf_folder import open_hf_folder
 from llm.hub.pretrained import Pretrained
 from llm.hub.tokenizer_files import plain_template
 from llm.hub.weight_table import hf_tensors
@@ -199,6 +200,21 @@ def test_the_card_tells_what_is_known_and_its_example_runs(exported: Path) -> No
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert output.stdout
+
+
+def test_how_tokens_are_drawn_goes_in_and_out(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("llm.hub.export.certify", lambda *_, **__: FAKE)
+    spec = llama()
+    export(pretrained_of(spec), random_params(spec), tmp_path / "in")
+    asked = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    path = tmp_path / "in" / "generation_config.json"
+    others = {"min_p": None, "repetition_penalty": "high", "max_length": 9}
+    path.write_text(json.dumps(json.loads(path.read_text()) | asked | others))
+    pretrained = open_hf_folder(tmp_path / "in", "test")
+    assert pretrained.sampling == asked
+    export(pretrained, random_params(spec), tmp_path / "out")
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert asked.items() <= theirs.to_dict().items()
 
 
 def test_the_certificate_accounts_for_every_tensor(exported: Path) -> None:
