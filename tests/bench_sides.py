@@ -25,8 +25,12 @@ def names(device: str) -> tuple[str, ...]:
     """The sides that are compared on a `cpu` or a `gpu`."""
     if device == "gpu":
         return ("ours", "torch")
-    by_amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    return ("ours", "torch", "torch-avx512" if by_amd else "torch-avx2")
+    return ("ours", "torch", "torch-avx512" if by_amd() else "torch-avx2")
+
+
+def by_amd() -> bool:
+    """Does torch as installed leave AVX512 unused on this processor?"""
+    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
 
 
 def start(script: str, side: str, *words: str) -> subprocess.Popen[str]:
@@ -35,7 +39,7 @@ def start(script: str, side: str, *words: str) -> subprocess.Popen[str]:
     if side == "torch-avx2":
         environment["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
     if side == "torch-avx512":
-        environment["LD_PRELOAD"] = _library()
+        environment["LD_PRELOAD"] = as_by_intel()
     pipe = subprocess.PIPE
     command = [sys.executable, script, "--worker", side, *words]
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
@@ -49,8 +53,8 @@ def ask(process: subprocess.Popen[str]) -> list:
     return json.loads(process.stdout.readline())
 
 
-def _library() -> str:
-    """By which MKL takes any processor for one by Intel."""
+def as_by_intel() -> str:
+    """A library to preload, by which MKL takes any processor for one by Intel."""
     folder = Path(tempfile.mkdtemp())
     (folder / "by_intel.c").write_text(_BY_INTEL)
     library = folder / "by_intel.so"
