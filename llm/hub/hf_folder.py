@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ _LARGEST_JSON = 256 * 2**20  # bytes
 
 # How tokens are to be drawn, in generation_config.json.
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_LARGEST = 1e9  # of these; JSON may also say NaN, Infinity, or a number of a thousand digits
 
 
 def open_hf_folder(folder: Path, source: str) -> Pretrained:
@@ -192,7 +192,7 @@ def _stop_ids(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> tuple
 def _sampling(folder: Path) -> dict[str, float]:
     generation = _json_object(folder, "generation_config.json", optional=True)
     found = {name: generation[name] for name in _SAMPLING if name in generation}
-    return {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return {k: v for k, v in found.items() if isinstance(v, int | float) and abs(v) < _LARGEST}
 
 
 def _lineage(folder: Path, source: str, weight_files: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from llm.generate.watch import Watch
 from llm.train.grpo.advantages import equal_groups, group_advantages
 from llm.train.grpo.groups import Group
 from llm.train.grpo.layout import BatchMaker
-from llm.train.grpo.prompts import Prompts
+from llm.train.grpo.prompts import Prompt, Prompts
 from llm.train.grpo.rewards import RewardError
 from llm.train.grpo.sampling import Answering, mean_of_those_there, passed, step_key
 from llm.train.grpo.spec import GRPOSpec
@@ -65,7 +65,7 @@ class Rollouts:
         self.close = close
         # Groups are replaced a quarter of a batch at a time, or a whole one: two sizes of program.
         self._refill = max(1, batch_size // 4)
-        self._warm = not spec.dynamic_sampling
+        self._warm = not spec.dynamic_sampling or self._refill == batch_size
         self._next_prompt = 0
         self._rollout = 0
         self._groups: list[Group] = []
@@ -141,11 +141,7 @@ class Rollouts:
             few = attempt > 0 and needed <= self._refill
             prompts, place = self._prompts.draw(place, self._refill if few else self._batch_size)
             if not self._warm:
-                few_prompts = prompts[: self._refill]
-                self._answering.warm_up(
-                    state.params, few_prompts, self._sampling, spec.group_size, Watch()
-                )
-                self._warm = True
+                self._compile_refill(state, prompts)
             key_of_attempt = jax.random.fold_in(key, attempt)
             new = self._answering(
                 state.params, prompts, self._sampling, key_of_attempt, spec.group_size, watch
@@ -159,6 +155,13 @@ class Rollouts:
             if len(kept) >= self._batch_size:
                 break
         return kept[: self._batch_size] or new, seen, place
+
+    def _compile_refill(self, state: TrainState, prompts: Sequence[Prompt]) -> None:
+        """Now, and not in the middle of the run; the answers are not looked at."""
+        watch, key = self._answering.watch("first answers"), jax.random.key(self._seed)
+        few, n = prompts[: self._refill], self._spec.group_size
+        self._answering.written(state.params, few, self._sampling, key, n, watch)
+        self._warm = True
 
     def _penalise_length(self, group: Group) -> None:
         buffer, limit = self._spec.overlong_buffer, self._spec.max_new_tokens

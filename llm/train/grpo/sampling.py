@@ -54,7 +54,7 @@ class Answering:
             StopRequestedError: a stop was asked for meanwhile.
             RewardError: a reward cannot be had for any answer.
         """
-        answers = self._written(params, prompts, sampling, key, n, watch)
+        answers = self.written(params, prompts, sampling, key, n, watch)
         texts = [self._tokenizer.decode(answer.ids) for of_one in answers for answer in of_one]
         examples = [prompt.example for prompt in prompts for _ in range(n)]
         with self._bench.ledger("reward"):
@@ -71,13 +71,7 @@ class Answering:
             for i, prompt in enumerate(prompts)
         ]
 
-    def warm_up(
-        self, params: Any, prompts: Sequence[Prompt], sampling: Sampling, n: int, watch: Watch
-    ) -> None:
-        """Have the programs compiled that answer so many prompts; the answers are not looked at."""
-        self._written(params, prompts, sampling, jax.random.key(0), n, watch)
-
-    def _written(
+    def written(
         self,
         params: Any,
         prompts: Sequence[Prompt],
@@ -86,6 +80,7 @@ class Answering:
         n: int,
         watch: Watch,
     ) -> list[list[Completion]]:
+        """The answers alone, [prompt][sample]; see `__call__`."""
         bench = self._bench
         machine = bench.machine
         engine = Engine(
