@@ -14,6 +14,15 @@ ATTENTION_KERNELS = ("auto", "xla", "cudnn", "flash")
 REMAT_POLICIES = ("none", "block", "dots")
 
 
+_TOKENS_AT_ONCE = {"cpu": 512}
+_TOKENS_AT_ONCE_ELSEWHERE = 8192
+
+
+def tokens_at_once(platform: str) -> int:
+    """Tokens that keep a device busy. More make it no faster, and more of them may be padding."""
+    return _TOKENS_AT_ONCE.get(platform, _TOKENS_AT_ONCE_ELSEWHERE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HardwareSpec(Spec):
     """One profile. `auto` takes what is there."""
@@ -32,7 +41,7 @@ class HardwareSpec(Spec):
     )  # fmt: skip
     micro_batch: int | None = knob(
         None,
-        "rows at once per step and device; null: the whole batch, or for trainer=grpo 1024 tokens "
+        "rows at once per step and device; null: the whole batch, or for trainer=grpo 512 tokens "
         "of it on a CPU, 8192 elsewhere",
         gt=0,
     )

@@ -1,8 +1,12 @@
 """Many prompts through a few rows.
 
-Prompts are prefilled once each, whatever the number of samples, and take turns in the rows of a
-batch: a row that is done is given the next prompt, and when none wait the batch shrinks. The cache
-is as large as the texts are by now, in powers of two. The host is asked once per segment of tokens.
+Prompts are prefilled once each, whatever the number of samples, in groups that are known from the
+beginning, and take turns in the rows of a batch: a row that is done is given the next prompt, and
+when none wait the batch shrinks. The cache is as large as the texts are by now, in powers of two.
+The host is asked once per segment of tokens.
+
+What is compiled depends on how many prompts there are and how long, never on which row happens to
+be free: groups, batch and cache have few sizes, and go from one to the next.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from llm.generate.prompt_groups import prompt_groups
 from llm.generate.rows import (
     SMALLEST,
     Admitted,
@@ -35,8 +40,7 @@ if TYPE_CHECKING:
     from llm.generate.engine import Engine
 
 SEGMENT = 32  # tokens between two looks of the host
-PREFILL_TOKENS = 8192  # prompts are prefilled in groups of this size
-_SHRINK = 4  # the batch shrinks when it could be so many times smaller
+_SHRINK = 4  # the batch gets so many times smaller
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,13 @@ class Batch:
         self.key = key
         self.stop_ids = stop_ids
         # Prompts of like length come together: less padding, smaller caches.
-        order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
-        self.waiting = deque((p, s) for p in order for s in range(n))
+        groups = prompt_groups(prompts, engine.spec.max_seq_len, engine.platform)
+        self.groups = deque(groups)
+        self.waiting = deque((p, s) for group in groups for p in group.prompts for s in range(n))
         self.slots: list[_Slot | None] = []
         self.rows: Any = None  # `Rows`, once it is known how many and how long
-        self.prefilled: dict[int, tuple[KVCache, int]] = {}
+        self.group: list[int] = []  # the prompts in `prefilled`
+        self.prefilled: KVCache | None = None
         self.n = n
         self.answers: dict[tuple[int, int], Completion] = {}
 
@@ -99,9 +105,10 @@ class Batch:
         self.slots = [None] * bucket(min(batch_size, len(self.waiting)), largest=batch_size)
         while self.waiting or any(self.slots):
             coming = self._seat()
-            self._fit()
+            self._make_room()
             with self.watch.prefilling():
                 self._admit(coming)
+            self._shrink()
             with self.watch.decoding():
                 self.rows, written = self.engine.decode(
                     self.rows, self.sampling, self.stop_ids, SEGMENT
@@ -123,28 +130,23 @@ class Batch:
         return [slot for slot in coming if slot]
 
     def _admit(self, coming: list[_Slot]) -> None:
-        """Prefill what is new and put it into the rows."""
-        self._prefill([*{slot.prompt for slot in coming} - self.prefilled.keys()])
-        for cache in {id(c): c for c, _ in self.prefilled.values()}.values():
-            members = [slot for slot in coming if self.prefilled[slot.prompt][0] is cache]
-            if members:
-                self._place(cache, members)
-        still = {p for p, _ in self.waiting}
-        self.prefilled = {p: entry for p, entry in self.prefilled.items() if p in still}
+        """Fill the rows of those who come, which they do in the order of the groups."""
+        while coming:
+            if coming[0].prompt not in self.group:
+                self._prefill_next()
+            members = [slot for slot in coming if slot.prompt in self.group]
+            self._place(members)
+            coming = coming[len(members) :]
+        if not self.waiting:
+            self.prefilled = None
 
-    def _prefill(self, new: list[int]) -> None:
-        """Prefill prompts in groups of like length."""
-        new.sort(key=lambda p: len(self.prompts[p]))
-        while new:
-            group = [new.pop()]  # the longest that is left
-            width = bucket(len(self.prompts[group[0]]) - 1, SMALLEST)
-            while new and (len(group) + 1) * width <= PREFILL_TOKENS:
-                group.append(new.pop())
-            cache = self.engine.prefill([self.prompts[p] for p in group])
-            jax.block_until_ready(cache.lengths_B)  # else its time would be that of the tokens
-            self.prefilled |= {p: (cache, row) for row, p in enumerate(group)}
+    def _prefill_next(self) -> None:
+        self.prefilled = None  # there is room for one
+        self.group, rows = self.groups.popleft()
+        self.prefilled = self.engine.prefill([self.prompts[p] for p in self.group], rows)
+        jax.block_until_ready(self.prefilled.lengths_B)  # else its time would be that of the tokens
 
-    def _place(self, cache: KVCache, members: list[_Slot]) -> None:
+    def _place(self, members: list[_Slot]) -> None:
         B = len(self.slots)
         columns = {name: np.zeros(B, np.int32) for name in Admitted._fields}
         columns["source_B"][:] = -1
@@ -154,40 +156,42 @@ class Batch:
                 continue
             texts[row] = self.prompts[slot.prompt]
             values = (
-                self.prefilled[slot.prompt][1], texts[row][-1],
+                self.group.index(slot.prompt), texts[row][-1],
                 self.sampling.max_new_tokens, slot.prompt, slot.sample,
             )  # fmt: skip
             for column, value in zip(columns.values(), values, strict=True):
                 column[row] = value
         new = Admitted(**columns)
-        self.rows = admit(self.rows, cache, new, self.key)
+        self.rows = admit(self.rows, self.prefilled, new, self.key)
         if self.rows.seen_BV is not None:
             tokens_BT = seen_tokens(texts, B, self.engine.spec.vocab)
             self.rows = mark_seen(self.rows, tokens_BT, new.source_B >= 0)
 
-    def _fit(self) -> None:
-        """Make the batch as small and the cache as large as the next segment needs them."""
-        busy = [i for i, slot in enumerate(self.slots) if slot]
-        B = len(self.slots)
-        if not self.waiting and bucket(len(busy)) * _SHRINK <= B:
-            B = bucket(len(busy))
-        limit = self.sampling.max_new_tokens
+    def _make_room(self) -> None:
+        """Make the cache as large as the next segment needs it."""
+        limit, most = self.sampling.max_new_tokens, self.engine.spec.max_seq_len
         needed = max(
             slot.length + min(SEGMENT, limit - len(slot.ids)) for slot in self.slots if slot
         )
-        capacity = bucket(needed, SMALLEST, self.engine.spec.max_seq_len)
         if self.rows is None:
-            plan = self.engine.plan(self.sampling)
-            place = self.engine.place_of(B)
+            B, capacity = len(self.slots), bucket(needed, SMALLEST, most)
+            plan, place = self.engine.plan(self.sampling), self.engine.place_of(B)
             self.rows = empty_rows(self.engine.spec, self.key, (B, capacity), plan, place)
-            return
-        capacity = max(capacity, self.rows.cache.capacity)  # shrinking is not worth a program
-        if (B, capacity) != (len(self.slots), self.rows.cache.capacity):
-            free = [i for i, slot in enumerate(self.slots) if slot is None]
-            kept = list(range(B)) if len(self.slots) == B else [*busy, *free][:B]
-            place = self.engine.place_of(B)
-            self.rows = reshape_rows(self.rows, np.asarray(kept, np.int32), capacity, place)
-            self.slots = [self.slots[i] for i in kept]
+        while (capacity := self.rows.cache.capacity) < needed:
+            self._reshape(range(len(self.slots)), min(2 * capacity, most))
+
+    def _shrink(self) -> None:
+        """Leave out rows that nobody waits for."""
+        busy = len(self.slots) - self.slots.count(None)
+        while not self.waiting and busy <= (B := len(self.slots) // _SHRINK):
+            busy_first = sorted(range(len(self.slots)), key=lambda row: self.slots[row] is None)
+            self._reshape(busy_first[:B], self.rows.cache.capacity)
+
+    def _reshape(self, kept: Sequence[int], capacity: int) -> None:
+        """One size further."""
+        place = self.engine.place_of(len(kept))
+        self.rows = reshape_rows(self.rows, np.asarray(kept, np.int32), capacity, place)
+        self.slots = [self.slots[row] for row in kept]
 
     def _harvest(self, written: Written, is_over: Callable[[list[int]], bool] | None) -> None:
         """Take what was written; free the rows that are done."""

@@ -106,11 +106,11 @@ class Engine:
         """One text that goes on, such as a conversation."""
         return Session(self, seed)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> KVCache:
-        """A cache of all but the last token of each prompt."""
+    def prefill(self, prompts: Sequence[Sequence[int]], rows: int) -> KVCache:
+        """A cache of all but the last token of each prompt, in the first of so many rows."""
         lengths = [len(prompt) - 1 for prompt in prompts]
         width = bucket(max(lengths), SMALLEST, self.spec.max_seq_len)
-        tokens_BT = np.zeros((bucket(len(prompts)), width), np.int32)
+        tokens_BT = np.zeros((rows, width), np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : lengths[row]] = prompt[:-1]
         lengths_B = np.zeros(len(tokens_BT), np.int32)
@@ -123,6 +123,11 @@ class Engine:
         tokens_1T[0, : len(ids)] = ids
         new_B = np.asarray([len(ids)], np.int32)
         return extend(self.spec, self.params, cache, tokens_1T, new_B, self.dtype)
+
+    @property
+    def platform(self) -> str:
+        """Of the devices with the weights: "cpu", "gpu", ..."""
+        return next(iter(jax.tree.leaves(self.params)[0].devices())).platform
 
     def place_of(self, rows: int) -> NamedSharding | None:
         """Where so many rows are written: split over the devices, or whole on each."""

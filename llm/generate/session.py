@@ -97,7 +97,7 @@ class Session:
                 break
             known += 1
         if self._cache is None or known == 0:
-            return self._engine.prefill([ids])
+            return self._engine.prefill([ids], 1)
         cache = self._cache._replace(lengths_B=jnp.asarray([known], jnp.int32))
         new = ids[known:-1]
         spec = self._engine.spec

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from llm.core.devices import GIB
-from llm.generate.batch import PREFILL_TOKENS, SEGMENT
+from llm.generate.batch import SEGMENT
+from llm.generate.prompt_groups import group_rows
 from llm.generate.rows import SMALLEST, bucket
 from llm.models.attention import block_of
 from llm.models.specs import ModelSpec
@@ -142,19 +143,16 @@ class MemoryPlan:
         return _need(fullest(moments))
 
     def prefill(self, prompts: int, longest: int, texts: int, new: int) -> Need:
-        """Prompts into a cache, beside those of the prompts before and of the rows for `texts`."""
+        """A group of prompts into a cache, beside that of the rows for `texts`."""
         begun = bucket(longest - 1 + min(SEGMENT, new), SMALLEST, self.model.max_seq_len)
         columns = bucket(longest - 1, SMALLEST, self.model.max_seq_len)
-        rows = bucket(min(prompts, max(PREFILL_TOKENS // columns, 1)))
+        rows = group_rows(prompts, columns, self.parts.platform)
         scores = rows * self.model.n_heads * columns * columns / self._head_shards()
         return _need(
             self.state()
             | {"weights to compute with": self._copies()}
             | {"KV cache": self.cache(rows, columns) / self._head_shards()}
-            | {
-                "other KV caches": self.cache(self._texts_here(texts), begun)
-                + self.cache(max(prompts - rows, 0), columns)
-            }
+            | {"other KV caches": self.cache(self._texts_here(texts), begun)}
             | {"activations": 4 * self._hidden(rows * columns)}
             | {"workspace": scores * (_FP32 + self.kept_width)}  # before and after the softmax
         )

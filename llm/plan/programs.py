@@ -8,7 +8,8 @@ import jax
 
 from llm.core.mesh import replicated, rows_sharding, texts_sharding
 from llm.core.precision import cast_matrices
-from llm.generate.batch import PREFILL_TOKENS, SEGMENT
+from llm.generate.batch import SEGMENT
+from llm.generate.prompt_groups import group_rows
 from llm.generate.rows import SMALLEST, Plan, bucket, decode, empty_rows, pad_stop_ids, prefill
 from llm.generate.sampler import program_of, values_of
 from llm.generate.specs import Sampling
@@ -37,7 +38,7 @@ def score(parts: Parts, options: dict[str, Any]) -> jax.stages.Traced:
 def prefill_prompts(parts: Parts, prompts: int, longest: int) -> jax.stages.Traced:
     """A cache of prompts."""
     columns = bucket(longest - 1, SMALLEST, parts.model.max_seq_len)
-    rows = bucket(min(prompts, max(PREFILL_TOKENS // columns, 1)))
+    rows = group_rows(prompts, columns, parts.platform)
     whole = replicated(parts.mesh)
     tokens = jax.ShapeDtypeStruct((rows, columns), "int32", sharding=whole)
     lengths = jax.ShapeDtypeStruct((rows,), "int32", sharding=whole)

@@ -324,9 +324,9 @@ def test_what_the_cache_holds_is_not_run_again(
     run: list[int] = []
     prefill, extend = Engine.prefill, Engine.extend
 
-    def counted_prefill(self: Engine, prompts: Any) -> Any:
+    def counted_prefill(self: Engine, prompts: Any, rows: int) -> Any:
         run.append(len(prompts[0]) - 1)
-        return prefill(self, prompts)
+        return prefill(self, prompts, rows)
 
     def counted_extend(self: Engine, cache: Any, ids: Any) -> Any:
         run.append(len(ids))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm.core.compilations import Compilations
 from llm.core.mesh import make_mesh, replicated
 from llm.core.spec import RefusedError
 from llm.generate.engine import Engine
-from llm.generate.rows import decode
 from llm.generate.specs import Sampling
 from llm.models.binding import bind
 from llm.models.parameter import parameters
@@ -141,7 +141,9 @@ def test_a_prompt_is_prefilled_once(model, monkeypatch) -> None:
     engine = Engine(*model)
     prefilled: list[int] = []
     whole = engine.prefill
-    monkeypatch.setattr(engine, "prefill", lambda p: (prefilled.extend(map(len, p)), whole(p))[1])
+    monkeypatch.setattr(
+        engine, "prefill", lambda p, rows: (prefilled.extend(map(len, p)), whole(p, rows))[1]
+    )
     engine.generate(PROMPTS, Sampling(**SAMPLED), key=jax.random.key(1), n=7, batch_size=4)
     assert sorted(prefilled) == sorted(map(len, PROMPTS))
 
@@ -182,18 +184,26 @@ def test_penalty_counts_prompt_and_answer(model) -> None:
 
 
 def test_nothing_is_compiled_once_warm(model) -> None:
-    engine, sampling = Engine(*model), Sampling(**SAMPLED)
+    """For lists of other lengths, whose answers end elsewhere and leave other rows free."""
+    spec = model[0].replace(max_seq_len=512)
+    engine = Engine(spec, parameters(spec.build(jax.random.key(0))))
     rng = np.random.default_rng(0)
 
-    def prompts(n: int) -> list[list[int]]:
-        return [rng.integers(0, 50, size).tolist() for size in rng.integers(1, 80, n)]
+    def programs_for(prompts: int, longest: int, stop_ids: list[int]) -> int:
+        sizes = rng.integers(1, longest, prompts)
+        texts = [rng.integers(0, 50, size).tolist() for size in sizes]
+        key, sampling = jax.random.key(sizes[0]), Sampling(max_new_tokens=100, top_p=0.9)
+        sampling = sampling.replace(temperature=1 + sizes[0] / 400)
+        with Compilations() as programs:
+            engine.generate(texts, sampling, key=key, batch_size=16, stop_ids=stop_ids)
+        return programs.count
 
-    engine.generate(prompts(41), sampling, key=jax.random.key(0), batch_size=4)  # one is left over
-    warm = decode._cache_size()
-    for seed in range(3):
-        warmer = sampling.replace(temperature=0.5 + seed, top_p=0.5)
-        engine.generate(prompts(21 + seed), warmer, key=jax.random.key(seed), batch_size=4)
-    assert decode._cache_size() == warm
+    # One and four answers are left over at the end; a batch is shrunk to their number.
+    warming = [programs_for(n, 400, []) for n in (65, 68)]
+    # Caches begin with as much room as the first texts need.
+    warming += [programs_for(60, longest, [3]) for longest in (32, 96, 224, 400, 400, 400)]
+    assert 0 < sum(warming) < 40, warming
+    assert [programs_for(n, 400, [3]) for n in rng.integers(60, 68, 6)] == [0] * 6
 
 
 def test_an_answer_ends_when_the_caller_says_so(model) -> None:
@@ -214,9 +224,9 @@ def test_bf16_is_near_fp32(model) -> None:
     sampling = Sampling(max_new_tokens=6, temperature=0.0)
     whole = Engine(spec, params).generate(PROMPTS, sampling, key=jax.random.key(0))
     half = Engine(spec, params, compute_dtype="bfloat16")
-    assert half.prefill(PROMPTS).keys[0].dtype == jnp.bfloat16
+    assert half.prefill(PROMPTS, 4).keys[0].dtype == jnp.bfloat16
     other = Engine(spec, params, compute_dtype="bfloat16", cache_dtype="float32")
-    assert other.prefill(PROMPTS).keys[0].dtype == jnp.float32
+    assert other.prefill(PROMPTS, 4).keys[0].dtype == jnp.float32
     for engine in half, other:
         answers = engine.generate(PROMPTS, sampling, key=jax.random.key(0))
         for (a,), (b,) in zip(whole, answers, strict=True):

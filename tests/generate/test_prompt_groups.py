@@ -1,0 +1,31 @@
+"""Which prompts are prefilled together."""
+
+import numpy as np
+import pytest
+
+from llm.generate.prompt_groups import group_rows, prompt_groups
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 200])
+def test_every_prompt_is_in_one_group_of_its_width(platform: str, count: int) -> None:
+    sizes = np.random.default_rng(count).integers(1, 600, count)
+    prompts = [[0] * size for size in sizes]
+    groups = prompt_groups(prompts, 500, platform)
+    assert sorted(p for group in groups for p in group.prompts) == list(range(count))
+    seen = [sizes[p] for group in groups for p in group.prompts]
+    assert seen == sorted(seen)
+    rows_of: dict[int, set[int]] = {}
+    for group in groups:
+        widths = [
+            min(max(64, 1 << max(int(sizes[p]) - 2, 0).bit_length()), 500) for p in group.prompts
+        ]
+        assert len(set(widths)) == 1 and len(group.prompts) <= group.rows
+        rows_of.setdefault(widths[0], set()).add(group.rows)
+    assert all(len(rows) == 1 for rows in rows_of.values())  # one program per width
+
+
+def test_a_group_keeps_the_device_busy_and_no_more() -> None:
+    assert [group_rows(100, columns, "cpu") for columns in (64, 256, 4096)] == [8, 2, 1]
+    assert [group_rows(100, columns, "gpu") for columns in (64, 256, 4096)] == [128, 32, 2]
+    assert [group_rows(n, 64, "cpu") for n in (1, 3, 5)] == [1, 4, 8]
