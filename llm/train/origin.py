@@ -70,13 +70,16 @@ class Origin:
         """The one that comes with the first weights; None if the data brings its own.
 
         Raises:
-            RefusedError: there is no such model, or the data names another tokenizer.
+            RefusedError: there is no such model, it is not the model whose weights it is to begin
+                with, or the data names another tokenizer.
         """
         named = self._experiment.data.tokenizer
         if self._begun:
             return Tokenizer.from_json(self._begun["tokenizer"])
         if self._pretrained is None:
             return None
+        # Before data is tokenized for it, which may take long.
+        check_same(self._experiment.model, self._pretrained.spec, self._source)
         tokenizer = self._pretrained.tokenizer
         if named.path is not None:
             given = Tokenizer.load(named.path, named.separator)
@@ -162,8 +165,7 @@ class Origin:
         """The experiment's model with the size of its vocabulary settled.
 
         Raises:
-            RefusedError: it is not the model whose weights it is to begin with, or has no room for
-                the tokenizer.
+            RefusedError: it has no room for the tokenizer.
         """
         model = self._experiment.model
         size = tokenizer.vocab_size
@@ -171,7 +173,6 @@ class Origin:
             return model.replace(vocab_size=spec_from_json(self._begun["model"]).vocab)
         if self._pretrained is not None:
             theirs = self._pretrained.spec
-            check_same(model, theirs, self._source)
             own = self._pretrained.tokenizer.vocab_size
             if own > theirs.vocab:
                 raise RefusedError(

@@ -86,8 +86,12 @@ def test_init_from_the_first_of_several_that_is_there(
 
 def test_init_from_another_shape_is_refused(experiment, finished: Path, tmp_path: Path) -> None:
     wider = experiment().model.replace(d_model=32)
-    with pytest.raises(RefusedError, match=r"of another shape; say model.d_model=16$"):
-        run(experiment(model=wider, init_from=str(finished)), tmp_path / "child")
+    data = {"cache_dir": str(tmp_path / "cache")}
+    for plan in "refuse", "off":
+        given = experiment(model=wider, init_from=str(finished), data=dict(data), plan=plan)
+        with pytest.raises(RefusedError, match=r"of another shape; say model.d_model=16$"):
+            run(given, tmp_path / plan)
+    assert not (tmp_path / "cache").exists()  # nothing was tokenized for it
 
 
 def test_the_width_of_a_head_may_be_said_or_follow() -> None:
