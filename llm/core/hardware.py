@@ -14,15 +14,6 @@ ATTENTION_KERNELS = ("auto", "xla", "cudnn", "flash")
 REMAT_POLICIES = ("none", "block", "dots")
 
 
-_TOKENS_AT_ONCE = {"cpu": 512}
-_TOKENS_AT_ONCE_ELSEWHERE = 8192
-
-
-def tokens_at_once(platform: str) -> int:
-    """Tokens that keep a device busy. More make it no faster, and more of them may be padding."""
-    return _TOKENS_AT_ONCE.get(platform, _TOKENS_AT_ONCE_ELSEWHERE)
-
-
 @dataclass(frozen=True, kw_only=True)
 class HardwareSpec(Spec):
     """One profile. `auto` takes what is there."""

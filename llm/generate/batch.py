@@ -88,7 +88,7 @@ class Batch:
         self.key = key
         self.stop_ids = stop_ids
         # Prompts of like length come together: less padding, smaller caches.
-        groups = prompt_groups(prompts, engine.spec.max_seq_len, engine.platform)
+        groups = prompt_groups(prompts, engine.spec.max_seq_len, engine.platform, engine.dtype)
         self.groups = deque(groups)
         self.waiting = deque((p, s) for group in groups for p in group.prompts for s in range(n))
         self.slots: list[_Slot | None] = []

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from llm.core.hardware import tokens_at_once
 from llm.generate.rows import SMALLEST, bucket
+
+# Tokens of a group: enough to keep the device busy. In bf16 on a CPU more than these take twice as
+# long each, see llm.models.linear.
+_TOKENS_AT_ONCE = {("cpu", "float32"): 1024, ("cpu", "bfloat16"): 256}
+_TOKENS_AT_ONCE_ELSEWHERE = 8192
 
 
 class PromptGroup(NamedTuple):
@@ -19,17 +23,19 @@ class PromptGroup(NamedTuple):
     """Rows that go through the model, of which they fill the first."""
 
 
-def group_rows(prompts: int, columns: int, platform: str) -> int:
+def group_rows(prompts: int, columns: int, platform: str, dtype: str) -> int:
     """Rows of a group of prompts of up to `columns` tokens, in a list of so many prompts.
 
     Places that the last group of a width leaves empty are gone through as well: in return, a list
-    needs one program for each width, whichever prompts are in it.
+    needs one program for each width, whichever prompts are in it. `platform` and `dtype` say where
+    and in what the products are computed.
     """
-    return bucket(min(prompts, max(tokens_at_once(platform) // columns, 1)))
+    tokens = _TOKENS_AT_ONCE.get((platform, dtype), _TOKENS_AT_ONCE_ELSEWHERE)
+    return bucket(min(prompts, max(tokens // columns, 1)))
 
 
 def prompt_groups(
-    prompts: Sequence[Sequence[int]], most_columns: int, platform: str
+    prompts: Sequence[Sequence[int]], most_columns: int, platform: str, dtype: str
 ) -> list[PromptGroup]:
     """Groups of all prompts, the shortest first.
 
@@ -43,7 +49,7 @@ def prompt_groups(
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     groups = []
     for width, members in groupby(order, columns):
-        alike, rows = list(members), group_rows(len(prompts), width, platform)
+        alike, rows = list(members), group_rows(len(prompts), width, platform, dtype)
         starts = range(0, len(alike), rows)
         groups += [PromptGroup(alike[start : start + rows], rows) for start in starts]
     return groups

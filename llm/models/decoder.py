@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from llm.core.mesh import heads_sharding, rows_sharding
 from llm.models.attention import Attention, TokenIndex, attention, attention_to_cache
 from llm.models.cache import KVCache, write
+from llm.models.linear import never_one_row
 from llm.models.specs import ModelSpec
 
 
@@ -53,12 +54,13 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """fp32 scores over the vocabulary. For training use the chunked cross-entropy instead."""
-        return jnp.einsum(
-            "BTD,VD->BTV",
-            hidden_BTD,
-            self.head_VD().astype(hidden_BTD.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        B, T, D = hidden_BTD.shape
+        head_VD = self.head_VD().astype(hidden_BTD.dtype)
+
+        def scores(x_MD: Array) -> Array:
+            return jnp.einsum("MD,VD->MV", x_MD, head_VD, preferred_element_type=jnp.float32)
+
+        return never_one_row(scores, hidden_BTD.reshape(B * T, D)).reshape(B, T, -1)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +94,30 @@ def _product(x_MD: Array, w_DF: Array) -> Array:
     """
 
     def rounded(x_MD: Array, w_DF: Array) -> Array:
-        return jnp.matmul(x_MD, w_DF, preferred_element_type=jnp.float32).astype(x_MD.dtype)
+        def exact(x_MD: Array) -> Array:
+            return jnp.matmul(x_MD, w_DF, preferred_element_type=jnp.float32)
+
+        return never_one_row(exact, x_MD).astype(x_MD.dtype)
 
     if x_MD.dtype == jnp.bfloat16 and len(x_MD) <= _FEW_ROWS:
         return jax.lax.platform_dependent(x_MD, w_DF, cpu=rounded, default=jnp.matmul)
     return x_MD @ w_DF  # rematerialisation knows this one
+
+
+def never_one_row(
+    product: Callable[[Float[Array, "M D"]], Float[Array, "M F"]], x_MD: Float[Array, "M D"]
+) -> Float[Array, "M F"]:
+    """`product(x_MD)` in fp32; a bf16 row that is alone on a CPU gets an empty one beside it.
+
+    Two rows go through weights in bf16. For one XLA makes all of them fp32 first, as above.
+    """
+
+    def beside_another(x_1D: Array) -> Array:
+        return product(jnp.pad(x_1D, ((0, 1), (0, 0))))[:1]
+
+    if len(x_MD) > 1 or x_MD.dtype != jnp.bfloat16:
+        return product(x_MD)
+    return jax.lax.platform_dependent(x_MD, cpu=beside_another, default=product)
 
 
 def _forward(x_MD: Array, w_DF: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -146,7 +146,7 @@ class MemoryPlan:
         """A group of prompts into a cache, beside that of the rows for `texts`."""
         begun = bucket(longest - 1 + min(SEGMENT, new), SMALLEST, self.model.max_seq_len)
         columns = bucket(longest - 1, SMALLEST, self.model.max_seq_len)
-        rows = group_rows(prompts, columns, self.parts.platform)
+        rows = group_rows(prompts, columns, self.parts.platform, self.parts.hardware.compute_dtype)
         scores = rows * self.model.n_heads * columns * columns / self._head_shards()
         return _need(
             self.state()

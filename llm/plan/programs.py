@@ -38,7 +38,7 @@ def score(parts: Parts, options: dict[str, Any]) -> jax.stages.Traced:
 def prefill_prompts(parts: Parts, prompts: int, longest: int) -> jax.stages.Traced:
     """A cache of prompts."""
     columns = bucket(longest - 1, SMALLEST, parts.model.max_seq_len)
-    rows = group_rows(prompts, columns, parts.platform)
+    rows = group_rows(prompts, columns, parts.platform, parts.hardware.compute_dtype)
     whole = replicated(parts.mesh)
     tokens = jax.ShapeDtypeStruct((rows, columns), "int32", sharding=whole)
     lengths = jax.ShapeDtypeStruct((rows,), "int32", sharding=whole)

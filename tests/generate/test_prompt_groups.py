@@ -11,7 +11,7 @@ from llm.generate.prompt_groups import group_rows, prompt_groups
 def test_every_prompt_is_in_one_group_of_its_width(platform: str, count: int) -> None:
     sizes = np.random.default_rng(count).integers(1, 600, count)
     prompts = [[0] * size for size in sizes]
-    groups = prompt_groups(prompts, 500, platform)
+    groups = prompt_groups(prompts, 500, platform, "float32")
     assert sorted(p for group in groups for p in group.prompts) == list(range(count))
     seen = [sizes[p] for group in groups for p in group.prompts]
     assert seen == sorted(seen)
@@ -25,7 +25,15 @@ def test_every_prompt_is_in_one_group_of_its_width(platform: str, count: int) ->
     assert all(len(rows) == 1 for rows in rows_of.values())  # one program per width
 
 
-def test_a_group_keeps_the_device_busy_and_no_more() -> None:
-    assert [group_rows(100, columns, "cpu") for columns in (64, 256, 4096)] == [8, 2, 1]
-    assert [group_rows(100, columns, "gpu") for columns in (64, 256, 4096)] == [128, 32, 2]
-    assert [group_rows(n, 64, "cpu") for n in (1, 3, 5)] == [1, 4, 8]
+@pytest.mark.parametrize(
+    ("platform", "dtype", "rows"),
+    [
+        ("cpu", "float32", [16, 8, 1]),
+        ("cpu", "bfloat16", [4, 2, 1]),
+        ("gpu", "float32", [128, 64, 2]),
+        ("gpu", "bfloat16", [128, 64, 2]),
+    ],
+)
+def test_a_group_keeps_the_device_busy_and_no_more(platform, dtype, rows) -> None:
+    assert [group_rows(100, columns, platform, dtype) for columns in (64, 128, 4096)] == rows
+    assert [group_rows(n, 64, platform, dtype) for n in (1, 2, 3)] == [1, 2, 4]

@@ -245,3 +245,34 @@ def test_bf16_is_close_to_fp32(spec) -> None:
     hidden, coarse = in_type("bfloat16", params, rows)
     assert hidden.dtype == jnp.bfloat16 and coarse.dtype == jnp.float32
     assert np.abs(coarse - exact).mean() < 0.05 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("B", [1, 2, H])
+def test_bf16_weights_are_read_as_they_are(B: int) -> None:
+    """XLA for CPUs makes both sides of most products fp32: all weights, for one token."""
+    spec = LlamaSpec(
+        vocab_size=640, max_seq_len=64, n_layers=1, d_model=256, n_heads=4, n_kv_heads=4, d_mlp=384
+    )
+    params = weights(spec)
+
+    @jax.jit
+    def one_token(params, tokens_B1, cache):
+        model = bind(spec, params, compute_dtype="bfloat16")
+        hidden, cache = model(tokens_B1, cache=cache)
+        return model.logits(hidden), cache
+
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16) if p.ndim > 1 else p, params)
+    cache = KVCache.create(spec, B, 64)
+    tokens_B1 = jnp.arange(B)[:, None]
+    program = one_token.lower(half, tokens_B1, cache).compile().as_text()
+    program = program.split("ENTRY")[1]  # of fusions, only what they hand on
+    large = {f"f32[{a},{b}]" for a in (256, 384, 640) for b in (256, 384, 640)}
+    assert not {shape for shape in large if shape in program}
+    alone = [
+        one_token(half, tokens_B1[row : row + 1], KVCache.create(spec, 1, 64))[0]
+        for row in range(B)
+    ]
+    together, _ = one_token(half, tokens_B1, cache)
+    np.testing.assert_allclose(
+        together, jnp.concatenate(alone), rtol=0.02, atol=0.02 * float(jnp.abs(together).max())
+    )

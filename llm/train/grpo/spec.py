@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llm.core.hardware import tokens_at_once
 from llm.core.spec import RefusedError, knob
 from llm.train.optimizer_specs import AdamWSpec, OptimizerSpec
 from llm.train.schedules import ConstantSpec, ScheduleSpec
@@ -34,6 +33,11 @@ _STEP_METRICS = (
     "policy/ratio", "policy/sampler_logprob_gap", "perf/prefill_time", "perf/decode_time",
     "perf/decode_tokens_per_second",
 )  # fmt: skip
+
+# Through the model, where hardware.micro_batch does not say: enough to keep the device busy, and no
+# more, since what the last rows leave empty is gone through as well.
+_TOKENS_AT_ONCE = {"cpu": 512}
+_TOKENS_AT_ONCE_ELSEWHERE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +205,8 @@ class GRPOSpec(TrainerSpec):
         self, experiment: ExperimentSpec, hardware: HardwareSpec, platform: str
     ) -> BatchRows:
         data, devices = experiment.data, hardware.row_shards
-        fitting = max(tokens_at_once(platform) // data.seq_len // devices, 1)
-        at_once = (hardware.micro_batch or fitting) * devices
+        tokens = _TOKENS_AT_ONCE.get(platform, _TOKENS_AT_ONCE_ELSEWHERE)
+        at_once = (hardware.micro_batch or max(tokens // data.seq_len // devices, 1)) * devices
         answers = data.batch_size // self.mini_batches * self.group_size
         at_once = min(at_once, _up_to(answers, devices))
         return BatchRows(_up_to(answers, at_once), at_once)
