@@ -3,7 +3,7 @@
 Prompts are prefilled once each, whatever the number of samples, in groups that are known from the
 beginning, and take turns in the rows of a batch: a row that is done is given the next prompt, and
 when none wait the batch shrinks. The cache is as large as the texts are by now, in powers of two.
-The host is asked once per segment of tokens.
+The host is asked once per segment of tokens, and when half of the rows could be given to others.
 
 What is compiled depends on how many prompts there are and how long, never on which row happens to
 be free: groups, batch and cache have few sizes, and go from one to the next.
@@ -109,9 +109,11 @@ class Batch:
             with self.watch.prefilling():
                 self._admit(coming)
             self._shrink()
+            # Short answers leave rows to those who wait before a segment is over.
+            few = len(self.slots) // 2 if self.waiting else 0
             with self.watch.decoding():
                 self.rows, written = self.engine.decode(
-                    self.rows, self.sampling, self.stop_ids, SEGMENT
+                    self.rows, self.sampling, self.stop_ids, SEGMENT, few
                 )
             before = len(self.answers)
             self._harvest(written, is_over)

@@ -138,12 +138,15 @@ class Engine:
         return Plan(self.dtype, self.cache_dtype, program_of(sampling))
 
     def decode(
-        self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int
+        self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int, few: int = 0
     ) -> tuple[Rows, Written]:
-        """Some tokens more for each row; what was written comes back as NumPy arrays."""
+        """Up to `steps` tokens more for each row, until no more rows than `few` are unfinished.
+
+        What was written comes back as NumPy arrays.
+        """
         plan = self.plan(sampling)
         rows, written = decode(
-            self.spec, self.params, rows, values_of(sampling), stop_ids, steps, plan
+            self.spec, self.params, rows, values_of(sampling), stop_ids, few, steps, plan
         )
         if not written.counts_B.is_fully_addressable:  # rows of other processes
             written = _everywhere(replicated(written.counts_B.sharding.mesh))(written)

@@ -199,19 +199,21 @@ def reshape_rows(
     return kept if place is None else jax.lax.with_sharding_constraint(kept, place)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=2)
 def decode(
     spec: ModelSpec,
     params: Any,
     rows: Rows,
     values: Values,
     stop_ids: Int[Array, " n"],
+    few: int | Int[Array, ""],
     steps: int,
     plan: Plan,
 ) -> tuple[Rows, Written]:
     """Write up to `steps` tokens to each row; no word to the host until then.
 
-    A row is done after a stop id or at its limit; when all are done, the rest is not run.
+    A row is done after a stop id or at its limit. When no more rows than `few` are unfinished, the
+    rest is not run.
     """
     model = bind(spec, params, compute_dtype=plan.dtype)
     B = len(rows.last_B)
@@ -220,7 +222,7 @@ def decode(
 
     def unfinished(carry: Any) -> Array:
         step, rows, _ = carry
-        return (step < steps) & ~rows.done_B.all()
+        return (step < steps) & ((~rows.done_B).sum() > few)
 
     def write_one(carry: Any) -> Any:
         step, rows, (tokens_BN, log_probs_BN) = carry

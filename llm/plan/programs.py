@@ -61,6 +61,7 @@ def decode_segment(parts: Parts, sampling: Sampling, rows: int, longest: int) ->
         texts,
         values_of(sampling),
         pad_stop_ids([0]),
+        0,
         SEGMENT,
         plan,
     )

@@ -127,6 +127,28 @@ def test_rows_are_given_to_those_who_wait(model, batch_size: int) -> None:
     assert len({len(a.ids) for (a,) in together}) > 2  # else the test would see little
 
 
+def test_rows_are_given_away_before_the_last_answer_has_ended(model, monkeypatch) -> None:
+    B, places, used = 8, 0, 0
+    plain = Engine.decode
+
+    def watched(self, rows, *arguments):
+        nonlocal places, used
+        rows, written = plain(self, rows, *arguments)
+        places += len(written.counts_B) * int(written.counts_B.max())
+        used += int(written.counts_B.sum())
+        return rows, written
+
+    monkeypatch.setattr(Engine, "decode", watched)
+    prompts = [[token] for token in range(50)] * 4
+    answers = Engine(*model).generate(
+        prompts, Sampling(max_new_tokens=20, temperature=2.0), key=jax.random.key(0),
+        stop_ids=range(20), batch_size=B,
+    )  # fmt: skip
+    assert used == sum(len(answer.ids) for (answer,) in answers)
+    assert 1.5 < used / len(prompts) < 5  # answers are short
+    assert used > 0.6 * places
+
+
 def test_samples_share_a_prompt(model) -> None:
     engine, sampling = Engine(*model), Sampling(**SAMPLED)
     key = jax.random.key(1)

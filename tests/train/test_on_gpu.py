@@ -45,7 +45,7 @@ def test_generation_lowers_for_cuda(model) -> None:
     rows = empty_rows(model, jax.random.key(0), (2, 16), plan)
     stop_ids = np.zeros(1, np.int32)
     trace = decode.trace(
-        model, factory.fresh().params, rows, values_of(sampling), stop_ids, 4, plan
+        model, factory.fresh().params, rows, values_of(sampling), stop_ids, 0, 4, plan
     )
     text = trace.lower(lowering_platforms=("cuda",)).as_text()
     assert "stablehlo.while" in text and "bf16" in text
