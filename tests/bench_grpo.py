@@ -13,10 +13,10 @@ has ended, so all do the same work. Tunix has weights of its own in the same sha
 google-tunix 0.1.7 and jax 0.12.0 in Python 3.12. About 4 minutes a round on two busy cores.
 
 With --smollm2: the prompts of `experiment=smollm2_addition`, and for both sides the same model,
-constant learning rate and reward, every group trained on; 12 steps, in which answers get right
-(SMOLLM2_STEPS = 60 shows whole curves, in half an hour). TRL
+constant learning rate and reward, every group trained on; 12 steps, in which answers get right. TRL
 is helped to AVX512 on processors by AMD (see bench_sides.py; takes a C compiler), where torch as
-installed takes twice as long. About 6 minutes a round.
+installed takes twice as long. About 6 minutes a round, or half an hour for whole curves
+(SMOLLM2_STEPS = 60).
 """
 
 from __future__ import annotations

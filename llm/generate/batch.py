@@ -5,8 +5,8 @@ beginning, and take turns in the rows of a batch: a row that is done is given th
 when none wait the batch shrinks. The cache is as large as the texts are by now, in powers of two.
 The host is asked once per segment of tokens, and when half of the rows could be given to others.
 
-What is compiled depends on how many prompts there are and how long, never on which row happens to
-be free: groups, batch and cache have few sizes, and go from one to the next.
+Groups, batch and cache have few sizes and go from one to the next, so that a long list soon has all
+its programs, whichever rows happen to be free.
 """
 
 from __future__ import annotations
