@@ -26,12 +26,15 @@ class PromptGroup(NamedTuple):
 def group_rows(prompts: int, columns: int, platform: str, dtype: str) -> int:
     """Rows of a group of prompts of up to `columns` tokens, in a list of so many prompts.
 
-    Places that the last group of a width leaves empty are gone through as well: in return, a list
-    needs one program for each width, whichever prompts are in it. `platform` and `dtype` say where
-    and in what the products are computed.
+    A power of two, or three quarters of one. Places that the last group of a width leaves empty are
+    gone through as well: in return, a list needs one program for each width, whichever prompts are
+    in it. `platform` and `dtype` say where and in what the products are computed.
     """
     tokens = _TOKENS_AT_ONCE.get((platform, dtype), _TOKENS_AT_ONCE_ELSEWHERE)
-    return bucket(min(prompts, max(tokens // columns, 1)))
+    needed = min(prompts, max(tokens // columns, 1))
+    rows = bucket(needed)
+    fewer = rows * 3 // 4
+    return fewer if fewer >= needed else rows
 
 
 def prompt_groups(

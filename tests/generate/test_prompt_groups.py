@@ -36,4 +36,10 @@ def test_every_prompt_is_in_one_group_of_its_width(platform: str, count: int) ->
 )
 def test_a_group_keeps_the_device_busy_and_no_more(platform, dtype, rows) -> None:
     assert [group_rows(100, columns, platform, dtype) for columns in (64, 128, 4096)] == rows
-    assert [group_rows(n, 64, platform, dtype) for n in (1, 2, 3)] == [1, 2, 4]
+    assert [group_rows(n, 64, platform, dtype) for n in (1, 2, 3, 4)] == [1, 2, 3, 4]
+
+
+def test_few_sizes_of_groups_and_little_left_empty() -> None:
+    sizes = [group_rows(n, 64, "gpu", "float32") for n in range(1, 129)]
+    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    assert all(n <= size < 1.5 * n for n, size in enumerate(sizes, start=1))
