@@ -1,7 +1,6 @@
 """Log-probabilities of given tokens under a model, whatever the texts' lengths.
 
-What several texts begin with can be gone through once: they are branches of one segment then (see
-`llm.models.attention.TokenIndex`), as in a GRPO group.
+What several texts begin with is gone through once, see `llm.data.prefix_tree`.
 """
 
 from __future__ import annotations
@@ -9,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from llm.data.prefix_tree import Text, prefix_tree
 from llm.eval.batches import batches
 from llm.generate.engine import Engine
 from llm.models.binding import bind
@@ -66,7 +67,7 @@ def check_finite(log_probs: np.ndarray, of: str) -> None:
 
 
 class _Piece(NamedTuple):
-    """What stands in one stretch of a row: a context and some of its continuations."""
+    """A context and some of its continuations, which have room in one row."""
 
     query: int
     context: Ids
@@ -74,11 +75,12 @@ class _Piece(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Positions; a continuation's last token is predicted but not gone through."""
+        """Places, at most; a continuation's last token is predicted but not gone through."""
         return len(self.context) + sum(len(ids) - 1 for ids in self.continuations)
 
     @property
     def targets(self) -> int:
+        """Tokens to predict, at most."""
         return sum(map(len, self.continuations))
 
 
@@ -127,21 +129,20 @@ class Scorer:
         pieces = [
             piece for number, query in enumerate(queries) for piece in self._pieces(number, query)
         ]
-        branched = any(len(piece.continuations) > 1 for piece in pieces)
         sizes = [max(piece.length, piece.targets) for piece in pieces]
         results: dict[int, list[Scored]] = {}
         for width, rows in batches(sizes, widest=self.context, tokens=self._batch_tokens):
             members = [[pieces[number] for number in row] for row in rows]
-            scores = self._run(_layout(members, width, branched))
+            arrays, scored = _layout(members, width)
+            scores = self._run(arrays)
+            self.tokens += int(arrays["segments"].sum())
             for row, numbers in enumerate(rows):
-                begin = 0
+                which = iter(scored[row])
                 for number in numbers:
-                    results[number] = []
-                    for ids in pieces[number].continuations:
-                        span = slice(begin, begin + len(ids))
-                        results[number].append(Scored(*(x[row, span].copy() for x in scores)))
-                        begin += len(ids)
-        self.tokens += sum(piece.length for piece in pieces)
+                    results[number] = [
+                        Scored(*(x[row, next_] for x in scores))
+                        for next_ in islice(which, len(pieces[number].continuations))
+                    ]
         found: list[list[Scored]] = [[] for _ in queries]
         for number, piece in enumerate(pieces):  # those of one query in their order
             found[piece.query] += results[number]
@@ -166,7 +167,7 @@ class Scorer:
         yield _Piece(number, query.context, group)
 
     def _run(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        shape = (*arrays["tokens"].shape, arrays["places"].shape[1], "branches" in arrays)
+        shape = (*arrays["tokens"].shape, arrays["places"].shape[1])
         params = self.engine.params
         if shape not in self._programs:
             began = time.perf_counter()
@@ -181,37 +182,31 @@ class Scorer:
         return found.log_probs, found.likeliest
 
 
-def _layout(rows: Sequence[Sequence[_Piece]], T: int, branched: bool) -> dict[str, np.ndarray]:
-    """Arrays of one batch: rows of T positions, and the places and targets of what is scored."""
-    B = len(rows)
-    names = ("tokens", "segments", "positions", "branches", "places", "targets")
-    arrays: dict[str, np.ndarray] = {name: np.zeros((B, T), np.int32) for name in names}
-    arrays["counts"] = np.zeros(B, np.int32)
+def _layout(
+    rows: Sequence[Sequence[_Piece]], T: int
+) -> tuple[dict[str, np.ndarray], list[list[np.ndarray]]]:
+    """Arrays of one batch of rows of T places; for each continuation of a row, where its scores are.
+
+    What several texts of a row begin with is there once, see `llm.data.prefix_tree`.
+    """
+    names = ("tokens", "segments", "positions", "ends", "places", "targets")
+    arrays: dict[str, np.ndarray] = {name: np.zeros((len(rows), T), np.int32) for name in names}
+    arrays["counts"] = np.zeros(len(rows), np.int32)
+    arrays["ends"][:] = T  # padding sees itself
+    scored = []
     for row, members in enumerate(rows):
-        at = 0
-
-        def put(ids: Ids, segment: int, position: int, branch: int, row: int = row) -> None:
-            nonlocal at
-            span = slice(at, at + len(ids))
-            arrays["tokens"][row, span] = ids
-            arrays["segments"][row, span] = segment
-            arrays["positions"][row, span] = range(position, position + len(ids))
-            arrays["branches"][row, span] = branch
-            at += len(ids)
-
-        for segment, (_, context, continuations) in enumerate(members, 1):
-            put(context, segment, 0, 0)
-            last = at - 1
-            for branch, ids in enumerate(continuations, 1):
-                begin = arrays["counts"][row]
-                span = slice(begin, begin + len(ids))
-                arrays["places"][row, span] = [last, *range(at, at + len(ids) - 1)]
-                arrays["targets"][row, span] = ids
-                arrays["counts"][row] += len(ids)
-                put(ids[:-1], segment, len(context), branch)
-    if not branched:
-        del arrays["branches"]
-    return arrays
+        tree = prefix_tree([Text(piece.context, ids) for piece in members
+                            for ids in piece.continuations])  # fmt: skip
+        length, count = len(tree.tokens_T), len(tree.targets_N)
+        arrays["tokens"][row, :length] = tree.tokens_T
+        arrays["segments"][row, :length] = 1
+        arrays["positions"][row, :length] = tree.positions_T
+        arrays["ends"][row, :length] = tree.ends_T
+        arrays["places"][row, :count] = tree.places_N
+        arrays["targets"][row, :count] = tree.targets_N
+        arrays["counts"][row] = count
+        scored.append(tree.scored)
+    return arrays, scored
 
 
 def _likelihoods(
@@ -227,7 +222,7 @@ def _likelihoods(
         arrays["tokens"],
         segment_ids_BT=arrays["segments"],
         positions_BT=arrays["positions"],
-        branch_ids_BT=arrays.get("branches"),
+        ends_BT=arrays["ends"],
     )
     return likelihoods(
         hidden_BTD,

@@ -29,29 +29,35 @@ class TokenIndex(NamedTuple):
     Segment 0 is padding. This is all there is to masking: packed rows have several segments,
     padded rows one, a cache marks its filled slots as segment 1.
 
-    A segment may branch: several continuations of one beginning. What is of branch 0, the
-    beginning, is seen by all; what is of another branch only by its own.
+    Rows may hold trees of texts that begin alike, in depth-first order: what goes on from a token
+    follows it, up to the place where it ends, and nothing else sees it. See `llm.data.prefix_tree`.
     """
 
     segments: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    branches: Int[Array, "B T"] | None = None
-    """None: no segment branches."""
+    ends: Int[Array, "B T"] | None = None
+    """For each token, the place in the row after the last that goes on from it, and so sees it.
+    None: all that follows in its segment does."""
 
 
 Attention = Callable[[Array, Array, Array, TokenIndex], Array]
 """What computes the attention of whole rows: `attention`, or another of `llm.models.kernels`."""
 
 
-def visible(queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:
-    """Which key each query sees. Made inside the jitted step, never stored."""
+def visible(queries: TokenIndex, keys: TokenIndex, first: int = 0) -> Bool[Array, "B T S"]:
+    """Which key each query sees. Made inside the jitted step, never stored.
+
+    Args:
+        queries, keys: of one row; whole rows if texts begin alike in them.
+        first: place of the first query in its row; keys are those from its beginning on.
+    """
+    if keys.ends is not None:
+        place_T1 = first + jnp.arange(queries.segments.shape[1])[:, None]
+        place_S = jnp.arange(keys.segments.shape[1])
+        return (place_S <= place_T1) & (place_T1 < keys.ends[:, None, :])
     same_segment = queries.segments[:, :, None] == keys.segments[:, None, :]
     not_after = keys.positions[:, None, :] <= queries.positions[:, :, None]
-    seen = same_segment & not_after
-    if queries.branches is not None and keys.branches is not None:
-        branch_B1S = keys.branches[:, None, :]
-        seen &= (branch_B1S == 0) | (branch_B1S == queries.branches[:, :, None])
-    return seen
+    return same_segment & not_after
 
 
 def attention(
@@ -171,12 +177,12 @@ def _scores(q_BKGTH: Array, k_BKTH: Array, index: TokenIndex, first: int, last: 
     """Masked fp32 scores of one block of queries."""
     scores = _multiply_transposed(q_BKGTH[:, :, :, first:last], k_BKTH[:, :, :last])
     block, seen = (jax.tree.map(lambda x, a=a: x[:, a:last], index) for a in (first, 0))
-    return scores + _hidden(block, seen)
+    return scores + _hidden(block, seen, first)
 
 
-def _hidden(queries: TokenIndex, keys: TokenIndex) -> Array:
+def _hidden(queries: TokenIndex, keys: TokenIndex, first: int = 0) -> Array:
     """[B, 1, 1, T, S] to add to scores: cheaper than selecting, and shared by all heads."""
-    return jnp.where(visible(queries, keys), 0.0, _HIDDEN)[:, None, None]
+    return jnp.where(visible(queries, keys, first), 0.0, _HIDDEN)[:, None, None]
 
 
 def _group(x_BTNH: Array, K: int) -> Array:

@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
         *,
         segment_ids_BT: Int[Array, "B T"] | None = None,
         positions_BT: Int[Array, "B T"] | None = None,
-        branch_ids_BT: Int[Array, "B T"] | None = None,
+        ends_BT: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         dropout_keys_B: Key[Array, " B"] | None = None,
         embedding_noise_BTD: Float[Array, "B T D"] | None = None,
@@ -81,8 +81,9 @@ class Decoder(nnx.Module):
                 With a cache: 1 for new tokens, 0 for padding, padding after the tokens.
             positions_BT: place of each token in its document; 0, 1, 2, ... if left out. With a
                 cache they follow from the cache's lengths and must be left out.
-            branch_ids_BT: continuation of its document that each token belongs to, 0 is what they
-                all begin with; no document branches if left out. Not with a cache.
+            ends_BT: place in the row after the last token that goes on from each one, where texts
+                that begin alike share their beginnings; see `llm.data.prefix_tree`. The end of its
+                document if left out. Not with a cache.
             cache: what the rows have seen before.
             dropout_keys_B: one key per row switches dropout on.
             embedding_noise_BTD: added to the embedded tokens; not with a cache.
@@ -102,7 +103,7 @@ class Decoder(nnx.Module):
             x_BTD = self.embed(tokens_BT, positions_BT)
             if embedding_noise_BTD is not None:
                 x_BTD += embedding_noise_BTD.astype(x_BTD.dtype)
-            index = TokenIndex(segment_ids_BT, positions_BT, branch_ids_BT)
+            index = TokenIndex(segment_ids_BT, positions_BT, ends_BT)
             return self._trunk(x_BTD, index, dropout_keys_B), None
         if positions_BT is not None:
             raise ValueError(
@@ -110,7 +111,7 @@ class Decoder(nnx.Module):
             )
         for name, value in (
             ("embedding_noise_BTD", embedding_noise_BTD),
-            ("branch_ids_BT", branch_ids_BT),
+            ("ends_BT", ends_BT),
         ):
             if value is not None:
                 raise ValueError(f"{name}: for whole rows, not with a cache; leave it out")

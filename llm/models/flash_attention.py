@@ -6,6 +6,9 @@ of many short documents costs what the documents cost, and queries that share a 
 it once per block of the backward pass: nothing is repeated. Heads may be up to 256 wide on Hopper,
 and up to 128 on Ampere, whose shared memory is smaller.
 
+Each key has an end: queries from its own place on see it, up to there. Documents and trees of texts
+that begin alike are the same to the kernels.
+
 B batch, T tokens, N query heads, K key/value heads, G = N / K, H head width.
 """
 
@@ -24,7 +27,6 @@ from llm.models.attention import TokenIndex
 
 _BLOCK = 64  # queries and keys that meet at a time
 _HIDDEN = -1e30
-_BRANCHES = 1 << 12  # of one document, at most
 _LOG2_E = 1.4426950408889634  # the kernels work with powers of 2: the GPU has an instruction
 
 
@@ -39,7 +41,7 @@ def flash_attention(
     Args:
         q_BTNH, k_BTKH, v_BTKH: queries, keys, values; K divides N.
         index: see `TokenIndex`. The tokens of a document must be neighbours, as in packed rows,
-            and so must those of a branch, up to 4095 of which come after the beginning.
+            in the order that `ends` asks for.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     more, wider = -T % _BLOCK, _power_of_two(H) - H
@@ -47,13 +49,10 @@ def flash_attention(
     def padded(x_BTNH: Array) -> Array:
         return jnp.pad(x_BTNH, ((0, 0), (0, more), (0, 0), (0, wider)))
 
-    # Document and branch in one number: its beginning has the number of its branch 0.
-    groups_BT = index.segments * _BRANCHES
-    if index.branches is not None:
-        groups_BT += index.branches
-    groups_BT = jnp.pad(groups_BT, ((0, 0), (0, more)))
+    ends_BT = _ends_of_segments(index.segments) if index.ends is None else index.ends
+    ends_BT = jnp.pad(ends_BT, ((0, 0), (0, more)), constant_values=T + more)
     q, k, v = padded(q_BTNH * H**-0.5), padded(k_BTKH), padded(v_BTKH)
-    return _flash(q, k, v, groups_BT)[:, :T, :, :H]
+    return _flash(q, k, v, ends_BT)[:, :T, :, :H]
 
 
 def _power_of_two(n: int) -> int:
@@ -62,33 +61,33 @@ def _power_of_two(n: int) -> int:
 
 
 @jax.custom_vjp
-def _flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, groups_BT: Array) -> Array:
-    return _flash_forward(q_BTNH, k_BTKH, v_BTKH, groups_BT)[0]
+def _flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, ends_BT: Array) -> Array:
+    return _flash_forward(q_BTNH, k_BTKH, v_BTKH, ends_BT)[0]
 
 
 def _flash_forward(
-    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, groups_BT: Array
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, ends_BT: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     B, T, N, H = q_BTNH.shape
     out_BTNH, log_sum_BNT = _call(
         _forward_kernel,
         (T // _BLOCK, N, B),
-        _by_queries(q_BTNH, k_BTKH, v_BTKH, groups_BT),
+        _by_queries(q_BTNH, k_BTKH, v_BTKH, ends_BT),
         [
             (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
             (jax.ShapeDtypeStruct((B, N, T), jnp.float32), (None, None, _BLOCK),
              lambda i, n, b: (b, n, i)),
         ],
     )  # fmt: skip
-    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, groups_BT, out_BTNH, log_sum_BNT)
+    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, ends_BT, out_BTNH, log_sum_BNT)
 
 
 def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array | None, ...]:
-    q_BTNH, k_BTKH, v_BTKH, groups_BT, out_BTNH, log_sum_BNT = saved
+    q_BTNH, k_BTKH, v_BTKH, ends_BT, out_BTNH, log_sum_BNT = saved
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
-    _, last = _reach(groups_BT)
+    _, last = _reach(ends_BT)
     # The sum over keys of weight x d(weight), from the output alone.
     product = d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)
     delta_BNT = product.sum(-1).swapaxes(1, 2)
@@ -96,7 +95,7 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
         _queries_kernel,
         (T // _BLOCK, N, B),
         [
-            *_by_queries(q_BTNH, k_BTKH, v_BTKH, groups_BT),
+            *_by_queries(q_BTNH, k_BTKH, v_BTKH, ends_BT),
             (d_out_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
             (log_sum_BNT, (None, None, _BLOCK), lambda i, n, b: (b, n, i)),
             (delta_BNT, (None, None, _BLOCK), lambda i, n, b: (b, n, i)),
@@ -108,7 +107,7 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
         (T // _BLOCK, K, B),
         [
             (last, (None, None), lambda j, k, b: (b, j)),
-            (groups_BT, (None, T), lambda j, k, b: (b, 0)),
+            (ends_BT, (None, T), lambda j, k, b: (b, 0)),
             (q_BTNH, (None, T, G, H), lambda j, k, b: (b, 0, k, 0)),
             (k_BTKH, (None, _BLOCK, None, H), lambda j, k, b: (b, j, k, 0)),
             (v_BTKH, (None, _BLOCK, None, H), lambda j, k, b: (b, j, k, 0)),
@@ -127,26 +126,33 @@ def _flash_backward(saved: tuple[Array, ...], d_out_BTNH: Array) -> tuple[Array 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def _reach(groups_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
+def _ends_of_segments(segments_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The place after the last token of each one's document."""
+    T = segments_BT.shape[1]
+    after = jnp.arange(1, T + 1, dtype=jnp.int32)
+    is_last = (segments_BT != jnp.roll(segments_BT, -1, axis=1)) | (after == T)
+    return jax.lax.cummin(jnp.where(is_last, after, T), axis=1, reverse=True)
+
+
+def _reach(ends_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
     """For each of I blocks: the first of keys its queries see, the last of queries that see it."""
-    T = groups_BT.shape[1]
-    segments_BT = groups_BT // _BRANCHES
+    B, T = ends_BT.shape
     places = jnp.arange(T, dtype=jnp.int32)
-    new = segments_BT != jnp.roll(segments_BT, 1, axis=1)
-    starts_BT = jax.lax.cummax(jnp.where(new | (places == 0), places, 0), axis=1)
-    end = jnp.roll(new, -1, axis=1) | (places == T - 1)
-    ends_BT = jax.lax.cummin(jnp.where(end, places, T), axis=1, reverse=True)
-    return starts_BT[:, ::_BLOCK] // _BLOCK, ends_BT[:, _BLOCK - 1 :: _BLOCK] // _BLOCK
+    # Where nothing before goes on, a document begins, or a tree.
+    begins_BT = jnp.pad(jax.lax.cummax(ends_BT, axis=1), ((0, 0), (1, 0)))[:, :-1] <= places
+    starts_BT = jax.lax.cummax(jnp.where(begins_BT, places, 0), axis=1)
+    last_BI = ends_BT.reshape(B, -1, _BLOCK).max(2) - 1
+    return starts_BT[:, ::_BLOCK] // _BLOCK, last_BI // _BLOCK
 
 
-def _by_queries(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, groups_BT: Array) -> list[Any]:
+def _by_queries(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, ends_BT: Array) -> list[Any]:
     """What a kernel reads that goes by blocks of queries, over the grid [T / block, N, B]."""
     T, N, H = q_BTNH.shape[1:]
     G = N // k_BTKH.shape[2]
-    first, _ = _reach(groups_BT)
+    first, _ = _reach(ends_BT)
     return [
         (first, (None, None), lambda i, n, b: (b, i)),
-        (groups_BT, (None, T), lambda i, n, b: (b, 0)),
+        (ends_BT, (None, T), lambda i, n, b: (b, 0)),
         (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
         (k_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
         (v_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
@@ -177,7 +183,7 @@ def _call(kernel: Any, grid: tuple[int, ...], inputs: list[Any], outputs: list[A
 
 
 def _forward_kernel(
-    first: Any, groups: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, log_sum_ref: Any
+    first: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, log_sum_ref: Any
 ) -> None:
     i = pl.program_id(0)
     q = q_ref[...]
@@ -185,7 +191,7 @@ def _forward_kernel(
     def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, largest, total = carry
         keys = pl.ds(j * _BLOCK, _BLOCK)
-        scores = _scores(q, k_ref[keys, :], groups, i, j)
+        scores = _scores(q, k_ref[keys, :], ends, i, j)
         new_largest = jnp.maximum(largest, scores.max(1))
         weights = jnp.exp2(scores - new_largest[:, None])
         shrink = jnp.exp2(largest - new_largest)
@@ -200,7 +206,7 @@ def _forward_kernel(
 
 
 def _queries_kernel(
-    first: Any, groups: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
+    first: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
     log_sum_ref: Any, delta_ref: Any, d_q_ref: Any,
 ) -> None:  # fmt: skip
     i = pl.program_id(0)
@@ -209,7 +215,7 @@ def _queries_kernel(
     def visit(j: Array, d_q: Array) -> Array:
         keys = pl.ds(j * _BLOCK, _BLOCK)
         k = k_ref[keys, :]
-        weights = jnp.exp2(_scores(q, k, groups, i, j) - log_sum[:, None])
+        weights = jnp.exp2(_scores(q, k, ends, i, j) - log_sum[:, None])
         d_weights = triton.dot(d_out, v_ref[keys, :], trans_b=True)
         d_scores = weights * (d_weights - delta[:, None])
         return d_q + triton.dot(d_scores.astype(k.dtype), k)
@@ -219,7 +225,7 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    last: Any, groups: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
+    last: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
     log_sum_ref: Any, delta_ref: Any, d_k_ref: Any, d_v_ref: Any,
 ) -> None:  # fmt: skip
     j = pl.program_id(0)
@@ -229,7 +235,7 @@ def _keys_kernel(
         d_k, d_v = carry
         queries = pl.ds(i * _BLOCK, _BLOCK)
         q, d_out = q_ref[queries, g, :], d_out_ref[queries, g, :]
-        scores = _scores(q, k, groups, i, j)
+        scores = _scores(q, k, ends, i, j)
         weights = jnp.exp2(scores - log_sum_ref[g, queries][:, None])
         d_weights = triton.dot(d_out, v, trans_b=True)
         d_scores = weights * (d_weights - delta_ref[g, queries][:, None])
@@ -242,11 +248,8 @@ def _keys_kernel(
     d_k_ref[...], d_v_ref[...] = (x.astype(d_k_ref.dtype) for x in carry)
 
 
-def _scores(q: Array, k: Array, groups: Any, i: Array, j: Array) -> Array:
+def _scores(q: Array, k: Array, ends: Any, i: Array, j: Array) -> Array:
     """Scores, as powers of 2, of block i of the queries against block j of the keys."""
     queries, keys = (n * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32) for n in (i, j))
-    of_query = groups[pl.ds(i * _BLOCK, _BLOCK)][:, None]
-    of_key = groups[pl.ds(j * _BLOCK, _BLOCK)]
-    same = (of_query == of_key) | (of_query & -_BRANCHES == of_key)
-    seen = same & (queries[:, None] >= keys)
+    seen = (queries[:, None] >= keys) & (queries[:, None] < ends[pl.ds(j * _BLOCK, _BLOCK)])
     return jnp.where(seen, triton.dot(q, k, trans_b=True) * _LOG2_E, _HIDDEN)

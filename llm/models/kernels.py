@@ -53,7 +53,12 @@ def cudnn_attention(
     odd = T % 2  # the backward pass wants an even number
     q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH))
     # The token that makes it even is a document of its own.
-    index = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, odd)), constant_values=-1), index)
+    index = TokenIndex(
+        *(
+            None if x is None else jnp.pad(x, ((0, 0), (0, odd)), constant_values=value)
+            for x, value in zip(index, (-1, -1, T + 1), strict=True)
+        )
+    )
     mask_B1TS = visible(index, index)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask_B1TS, implementation="cudnn")[:, :T]
 
@@ -61,7 +66,7 @@ def cudnn_attention(
 def check_kernel(name: str, model: ModelSpec, dtype: str) -> None:
     """Compare a kernel with the plain form: output and gradients, with this model's heads.
 
-    The rows are packed, and their first document branches.
+    The rows are packed, and their first document is two texts that begin alike.
 
     Raises:
         RefusedError: it differs, or does not run here.
@@ -76,11 +81,12 @@ def check_kernel(name: str, model: ModelSpec, dtype: str) -> None:
 
     q, k, v, d_out = draw(N), draw(K), draw(K), draw(N)
     documents = np.repeat([1, 2, 3, 0], [T // 2, 5, T // 3, T - T // 2 - 5 - T // 3])
-    branches = np.repeat([0, 1, 2, 0], [T // 4, T // 8, T // 2 - T // 4 - T // 8, T - T // 2])
     lengths = [T // 4, T // 8, T // 2 - T // 4 - T // 8, *np.bincount(documents)[[2, 3, 0]]]
     places = np.concatenate([np.arange(n) for n in lengths])
-    places += np.where(branches > 0, T // 4, 0)  # branches go on where the beginning ends
-    columns = (documents, places, branches)
+    places[T // 4 : T // 2] += T // 4  # both go on where the beginning ends
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    ends[: T // 4] = T // 2
+    columns = (documents, places, ends)
     index = TokenIndex(*(jnp.tile(jnp.asarray(x, jnp.int32), (B, 1)) for x in columns))
 
     @partial(jax.jit, static_argnums=0)

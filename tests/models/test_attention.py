@@ -36,24 +36,48 @@ def packed(B: int, T: int, seed: int = 0) -> TokenIndex:
     )
 
 
-def branched(B: int, T: int) -> TokenIndex:
-    """The same documents; after a third, each branches into several continuations."""
+def trees(B: int, T: int) -> TokenIndex:
+    """The same documents; after a third, each goes on in several ways, one of which does so again."""
     index = packed(B, T)
     rng = np.random.default_rng(1)
-    branches = np.zeros((B, T), np.int32)
-    places = np.asarray(index.positions).copy()
+    positions = np.asarray(index.positions).copy()
+    ends = np.full((B, T), T, np.int32)
+
+    def split(row: int, where: np.ndarray, position: int, depth: int) -> None:
+        """A beginning, and what goes on from it."""
+        beginning, rest = np.split(where, [len(where) // 3])
+        positions[row, beginning] = position + np.arange(len(beginning))
+        ends[row, beginning] = where[-1] + 1
+        for branch in np.split(rest, np.sort(rng.integers(1, len(rest) + 1, 3))):
+            if depth and len(branch) > 6:
+                split(row, branch, position + len(beginning), depth - 1)
+            elif len(branch):
+                positions[row, branch] = position + len(beginning) + np.arange(len(branch))
+                ends[row, branch] = branch[-1] + 1
+
     for row, segments in enumerate(np.asarray(index.segments)):
         for document in range(1, 6):
             (where,) = np.nonzero(segments == document)
-            rest = where[len(where) // 3 :]
-            branches[row, rest] = np.sort(rng.integers(1, 5, len(rest)))
-            for branch in range(1, 5):
-                own = np.flatnonzero((segments == document) & (branches[row] == branch))
-                places[row, own] = len(where) // 3 + np.arange(len(own))
-    return index._replace(positions=jnp.asarray(places), branches=jnp.asarray(branches))
+            if len(where):
+                split(row, where, 0, 2)
+    return index._replace(positions=jnp.asarray(positions), ends=jnp.asarray(ends))
 
 
-@pytest.mark.parametrize("make", [packed, branched])
+def test_trees_are_what_they_say() -> None:
+    """Each token sees the tokens that lead to it, one at each position."""
+    index = trees(2, 300)
+    seen = np.asarray(visible(index, index))
+    nested = 0
+    for row in range(2):
+        positions, segments = np.asarray(index.positions[row]), np.asarray(index.segments[row])
+        for place in np.flatnonzero(segments):
+            (way,) = np.nonzero(seen[row, place])
+            assert positions[way].tolist() == list(range(positions[place] + 1))
+            nested += bool((np.diff(way) > 1).any())
+    assert nested > 50  # tokens whose way leads past others
+
+
+@pytest.mark.parametrize("make", [packed, trees])
 @pytest.mark.parametrize(
     ("attend", "N", "K", "T"),
     [

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm.train.grpo.groups import Group
-from llm.train.grpo.rows import Answer, Layout, collate, one_per_row, packed, place_of
+from llm.train.grpo.rows import (
+    Answer,
+    Layout,
+    collate,
+    completion_tokens,
+    one_per_row,
+    packed,
+    place_of,
+)
 from llm.train.grpo.spec import GRPOSpec
 
 _PER_ANSWER = ("grpo", "gspo")  # each answer weighs the same, whatever its length
@@ -41,6 +49,7 @@ class BatchMaker:
             [group.prompt for group in groups],
             answers,
             T=T,
+            C=completion_tokens(T, shared=self.share_prompts),
             rows=self.rows,
             rows_at_once=self.rows_at_once,
             divisor=self._divisor(groups),
@@ -53,10 +62,10 @@ class BatchMaker:
         layout, _ = self._layout(groups, answers)
         for group in groups:
             group.scores[name] = [np.zeros(len(a.ids), np.float32) for a in group.answers]
-        for number in range(len(layout.rows)):
+        for number, members in enumerate(layout.rows):
             row = values_RC[place_of(number, self.rows, self.rows_at_once)]
             begin = 0
-            for answer in layout.answers_of(number):
+            for answer in members:
                 owner, sample = owners[answer]
                 n = len(answers[answer].ids)
                 groups[owner].scores[name][sample] = np.array(row[begin : begin + n])
@@ -66,7 +75,7 @@ class BatchMaker:
         prompts = [group.prompt for group in groups]
         if self.share_prompts:
             return packed(prompts, answers, self.lengths[-1]), self.lengths[-1]
-        layout = one_per_row(prompts, answers)
+        layout = one_per_row(answers)
         longest = max(
             (len(prompts[a.prompt]) + len(a.ids) - 1 for a in answers), default=self.lengths[-1]
         )

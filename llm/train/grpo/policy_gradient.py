@@ -9,7 +9,7 @@ Published forms, all with group-relative advantages:
 * `gspo`: one ratio per completion, the geometric mean of its tokens' (Zheng et al. 2025);
 * `cispo`: the ratio is a clipped weight without gradient (MiniMax 2025), mean over all tokens.
 
-B rows, T places of a row, C completion tokens per row.
+B rows, T places of a row, N scored tokens and C completion tokens per row.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PolicyGradient:
         """Sums over the rows of `batch`, which `llm.train.grpo.rows` describes."""
         del dropout_keys_B  # the policy that is trained is the one that was sampled from
         scores = completion_scores(model, batch, self.loss_chunk, self.temperature)
-        mask_BC = jnp.arange(scores.log_probs.shape[1]) < batch["counts"][:, None]
+        mask_BC = batch["sequence_ids"] > 0
         sampled_BC = batch["sampler_log_probs"]
         # On the first update the old policy is the current one: the ratio is 1, its gradient is not
         # 0, and no pass is needed to know it.
@@ -125,14 +125,14 @@ class PolicyGradient:
 
 
 def completion_scores(model: Any, batch: Batch, loss_chunk: int, temperature: float) -> TokenScores:
-    """Log-probabilities and entropies of the completions' tokens, [B, C]."""
+    """Log-probabilities and entropies of the completions' tokens, [B, C]; any where there is none."""
     hidden_BTD, _ = model(
         batch["tokens"],
         segment_ids_BT=batch["segment_ids"],
         positions_BT=batch["positions"],
-        branch_ids_BT=batch["branch_ids"],
+        ends_BT=batch["ends"],
     )
-    return token_scores(
+    scores_BN = token_scores(
         hidden_BTD,
         model.head_VD().astype(hidden_BTD.dtype),
         batch["places"],
@@ -141,6 +141,7 @@ def completion_scores(model: Any, batch: Batch, loss_chunk: int, temperature: fl
         chunk=loss_chunk,
         temperature=temperature,
     )
+    return TokenScores(*(jnp.take_along_axis(x, batch["scored"], axis=1) for x in scores_BN))
 
 
 def _mean_of_sequence(values_C: Array, sequence_ids_C: Array) -> Array:

@@ -1,11 +1,13 @@
 """Completions as rows to train on.
 
-A group is one stretch of a row: its prompt once, then its completions as branches, each of which
-sees the prompt and itself. Groups share rows, and one that is too long for a row is cut between
-completions. With one completion per row this is how others lay them out: the slow twin.
+A row is a tree (see `llm.data.prefix_tree`): its prompts, each once, then their completions, each
+of which sees its prompt and itself. What prompts or completions begin with alike is there once, too:
+what a chat template puts before every question, answers that are the same. A group that is too long
+for a row is cut between completions. With one completion per row this is how others lay them out:
+the slow twin.
 
-R rows, T places of a row, C = T completion tokens per row. What predicts the first token of every
-completion is the prompt's last token; the last token of a completion is predicted, and not read.
+R rows, T places of a row, N = T scored tokens per row, C completion tokens per row: more than N,
+since completions share them. The last token of a completion is scored, and not read.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-_INTEGERS = (
-    *("tokens", "segment_ids", "positions", "branch_ids"),
-    *("places", "targets", "sequence_ids"),
-)
+from llm.data.prefix_tree import Text, prefix_tree, shared_length
+
+_READ = ("tokens", "segment_ids", "positions", "ends", "places", "targets")
+_OF_COMPLETIONS = ("scored", "sequence_ids")
 _NUMBERS = ("advantages", "weights")
+_SHARING = 4  # completion tokens for each place of a row, at most
 
 
 @dataclass(frozen=True)
@@ -39,60 +42,73 @@ class Answer:
 
 @dataclass
 class _Stretch:
-    """A prompt and some of its answers."""
+    """Some answers to one prompt, and what they take of a row."""
 
-    prompt: int
-    places: int
-    """Of the row that it takes."""
     answers: list[int] = field(default_factory=list)
+    places: int = 0
+    scored: int = 0
     tokens: int = 0
-    """Of the answers."""
+
+    @property
+    def size(self) -> int:
+        """Places of a row that has room for it."""
+        return max(self.places, self.scored, -(-self.tokens // _SHARING))
 
 
 @dataclass
 class Layout:
-    """Which answers stand where: `rows` holds the numbers of answers, by stretch."""
+    """Which answers stand where: `rows` holds the numbers of answers, in their order."""
 
-    rows: list[list[_Stretch]]
-
-    def answers_of(self, row: int) -> list[int]:
-        """The answers of a row, in the order of their tokens."""
-        return [answer for stretch in self.rows[row] for answer in stretch.answers]
+    rows: list[list[int]]
 
 
 def packed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int) -> Layout:
     """Groups that share rows of T places: first fit, the longest first."""
-    rows: list[list[_Stretch]] = []
-    room: list[int] = []
-    numbers: list[list[int]] = [[] for _ in prompts]
+    numbers: dict[int, list[int]] = {}
     for number, answer in enumerate(answers):
-        numbers[answer.prompt].append(number)
-    stretches = [s for of_one in numbers for s in _stretches(of_one, prompts, answers, T)]
-    for stretch in sorted(stretches, key=_size, reverse=True):
-        row = next((r for r, free in enumerate(room) if free >= _size(stretch)), len(rows))
+        numbers.setdefault(answer.prompt, []).append(number)
+    # What all prompts begin with takes places once in each row, not once for each group.
+    first, last = (np.asarray(end([prompts[p] for p in numbers], default=[])) for end in (min, max))
+    common = shared_length(first, last)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    stretches = [
+        stretch
+        for prompt, of_one in numbers.items()
+        for stretch in _stretches(of_one, len(prompts[prompt]), answers, T)
+    ]
+    for stretch in sorted(stretches, key=lambda stretch: stretch.size, reverse=True):
+        stretch.places -= common
+        row = next((r for r, free in enumerate(room) if free >= stretch.size), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(T)
-        rows[row].append(stretch)
-        room[row] -= _size(stretch)
+            room.append(T - common)
+        rows[row] += stretch.answers
+        room[row] -= stretch.size
     return Layout(rows)
 
 
-def one_per_row(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Layout:
+def one_per_row(answers: Sequence[Answer]) -> Layout:
     """Every answer in a row of its own, with its prompt."""
-    return Layout(
-        [
-            [_Stretch(a.prompt, len(prompts[a.prompt]) + len(a.ids) - 1, [number], len(a.ids))]
-            for number, a in enumerate(answers)
-        ]
-    )
+    return Layout([[number] for number in range(len(answers))])
 
 
-def arrays(rows: int, T: int, values: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+def completion_tokens(T: int, *, shared: bool) -> int:
+    """C of rows of T places; `shared` if there may be more completions than one in a row."""
+    return _SHARING * T if shared else T
+
+
+def arrays(
+    rows: int, T: int, C: int, values: Sequence[str]
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of each array of a batch, see `collate`."""
-    integers = dict.fromkeys(_INTEGERS, ((rows, T), "int32"))
-    numbers = dict.fromkeys((*_NUMBERS, *values), ((rows, T), "float32"))
-    return {**integers, **numbers, "counts": ((rows,), "int32"), "divisor": ((rows,), "float32")}
+    return {
+        **dict.fromkeys(_READ, ((rows, T), "int32")),
+        **dict.fromkeys(_OF_COMPLETIONS, ((rows, C), "int32")),
+        **dict.fromkeys((*_NUMBERS, *values), ((rows, C), "float32")),
+        "counts": ((rows,), "int32"),
+        "divisor": ((rows,), "float32"),
+    }
 
 
 def collate(
@@ -101,6 +117,7 @@ def collate(
     answers: Sequence[Answer],
     *,
     T: int,
+    C: int,
     rows: int,
     rows_at_once: int,
     divisor: float,
@@ -112,25 +129,27 @@ def collate(
         layout: where the answers stand.
         prompts: token ids.
         answers: the completions, by number.
-        T: places of a row.
+        T, C: of a row.
         rows: R; those that the layout does not fill are padding.
         rows_at_once: rows of a micro-batch. The filled ones are the first micro-batches.
         divisor: what the sum of the loss is divided by.
         values: names of the answers' `values`.
 
     Returns:
-        `tokens`, `segment_ids`, `positions` and `branch_ids`, int32 [R, T], as the model reads
-        them; `places` (whose hidden state predicts each completion token), `targets` (the token),
-        `sequence_ids` (the completion it belongs to, from 1 on), int32 [R, C]; `advantages`,
-        `weights` and each of the answers' `values`, fp32 [R, C]; `counts` int32 [R], the
-        completion tokens of a row, which come first; `divisor` fp32 [R], whose sum it is.
+        `tokens`, `segment_ids` (1, or 0 for padding), `positions` and `ends`, int32 [R, T], as the
+        model reads them; `places` (whose hidden state predicts each scored token) and `targets`
+        (the token), int32 [R, N], of which the first `counts`, int32 [R], are filled; `scored`
+        (which of the N each completion token is) and `sequence_ids` (the completion that it belongs
+        to, from 1 on; 0 is no token), int32 [R, C]; `advantages`, `weights` and each of the
+        answers' `values`, fp32 [R, C]; `divisor` fp32 [R], whose sum it is.
     """
-    batch = {name: np.zeros(*shaped) for name, shaped in arrays(rows, T, values).items()}
+    batch = {name: np.zeros(*shaped) for name, shaped in arrays(rows, T, C, values).items()}
+    batch["ends"][:] = T  # padding: not 0, so that each token sees one, itself
     batch["divisor"][0] = divisor
-    for number, stretches in enumerate(layout.rows):
+    for number, members in enumerate(layout.rows):
         into = place_of(number, rows, rows_at_once)
         row = {name: array[into] for name, array in batch.items() if array.ndim == 2}
-        batch["counts"][into] = _fill(row, stretches, prompts, answers)
+        batch["counts"][into] = _fill(row, prompts, [answers[member] for member in members])
     return batch
 
 
@@ -141,67 +160,46 @@ def place_of(number: int, rows: int, rows_at_once: int) -> int:
 
 
 def _stretches(
-    numbers: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int
+    numbers: Sequence[int], prompt: int, answers: Sequence[Answer], T: int
 ) -> list[_Stretch]:
-    """The answers of one group, cut where they would not fit into a row."""
+    """The answers to one prompt, of `prompt` tokens, cut where they would not fit into a row."""
     found: list[_Stretch] = []
-    for number in numbers:
-        prompt, n = answers[number].prompt, len(answers[number].ids)
-        if not found or max(found[-1].places + n - 1, found[-1].tokens + n) > T:
-            found.append(_Stretch(prompt, len(prompts[prompt])))
-        found[-1].answers.append(number)
-        found[-1].places += n - 1
-        found[-1].tokens += n
+    before = np.empty(0, int)
+    for number in sorted(numbers, key=lambda number: list(answers[number].ids)):
+        ids = np.asarray(answers[number].ids)
+        shared = shared_length(before, ids)
+        read = min(shared, len(before) - 1)  # its last token has no place
+        if found:
+            last = found[-1]
+            more = _Stretch(
+                [*last.answers, number],
+                last.places + len(ids) - 1 - read,
+                last.scored + len(ids) - shared,
+                last.tokens + len(ids),
+            )
+        if not found or more.size > T:
+            found.append(_Stretch([number], prompt + len(ids) - 1, len(ids), len(ids)))
+        else:
+            found[-1] = more
+        before = ids
     return found
 
 
-def _size(stretch: _Stretch) -> int:
-    """Of the T places, and of the T tokens that can be predicted, in a row."""
-    return max(stretch.places, stretch.tokens)
-
-
 def _fill(
-    row: dict[str, np.ndarray],
-    stretches: Sequence[_Stretch],
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
+    row: dict[str, np.ndarray], prompts: Sequence[Sequence[int]], answers: Sequence[Answer]
 ) -> int:
-    """Write one row; the number of its completion tokens."""
-    at = done = sequence = 0
-    for segment, stretch in enumerate(stretches, 1):
-        prompt = prompts[stretch.prompt]
-        last = at + len(prompt) - 1  # place of the prompt's last token
-        _read(row, at, prompt, segment, 0, 0)
-        at += len(prompt)
-        for branch, number in enumerate(stretch.answers, 1):
-            answer = answers[number]
-            n = len(answer.ids)
-            _read(row, at, answer.ids[:-1], segment, len(prompt), branch)
-            here = slice(done, done + n)
-            sequence += 1
-            row["places"][here] = [last, *range(at, at + n - 1)]
-            row["targets"][here] = answer.ids
-            row["sequence_ids"][here] = sequence
-            row["advantages"][here] = answer.advantage
-            row["weights"][here] = answer.weight
-            for name, values in answer.values.items():
-                row[name][here] = values
-            at += n - 1
-            done += n
-    return done
-
-
-def _read(
-    row: dict[str, np.ndarray],
-    at: int,
-    ids: Sequence[int],
-    segment: int,
-    position: int,
-    branch: int,
-) -> None:
-    """Write tokens that the model reads."""
-    here = slice(at, at + len(ids))
-    row["tokens"][here] = ids
-    row["segment_ids"][here] = segment
-    row["positions"][here] = np.arange(position, position + len(ids))
-    row["branch_ids"][here] = branch
+    """Write one row; the number of its scored tokens."""
+    tree = prefix_tree([Text(prompts[answer.prompt], answer.ids) for answer in answers])
+    T, N = len(tree.tokens_T), len(tree.targets_N)
+    row["tokens"][:T], row["positions"][:T] = tree.tokens_T, tree.positions_T
+    row["segment_ids"][:T], row["ends"][:T] = 1, tree.ends_T
+    row["places"][:N], row["targets"][:N] = tree.places_N, tree.targets_N
+    done = 0
+    for sequence, (answer, scored) in enumerate(zip(answers, tree.scored, strict=True), 1):
+        here = slice(done, done + len(scored))
+        row["scored"][here], row["sequence_ids"][here] = scored, sequence
+        row["advantages"][here], row["weights"][here] = answer.advantage, answer.weight
+        for name, values in answer.values.items():
+            row[name][here] = values
+        done += len(scored)
+    return N

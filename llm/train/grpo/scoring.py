@@ -41,7 +41,7 @@ class Scorer:
             scores = completion_scores(model, piece, objective.loss_chunk, objective.temperature)
             return found.at[i].set(scores.log_probs)
 
-        zeros = jnp.zeros(pieces["places"].shape, jnp.float32)
+        zeros = jnp.zeros(pieces["scored"].shape, jnp.float32)
         found = jax.lax.fori_loop(0, stepper.n_used(pieces), visit, zeros)
         rows: Array = stepper.in_rows(found)
         return rows

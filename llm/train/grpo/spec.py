@@ -54,7 +54,7 @@ class GRPOSpec(TrainerSpec):
     optimizer: OptimizerSpec = knob(AdamWSpec(lr=1e-5), "optimizer")
     schedule: ScheduleSpec = knob(ConstantSpec(warmup_steps=0), "learning rate over the steps")
     group_size: int = knob(
-        8, "answers to each prompt; data.batch_size counts prompts", ge=2, le=4095
+        8, "answers to each prompt; data.batch_size counts prompts", ge=2
     )
     max_new_tokens: int = knob(64, "tokens per answer at most", gt=0)
     temperature: float = knob(1.0, "divides the logits, in sampling and in the loss", gt=0)
@@ -221,10 +221,12 @@ class GRPOSpec(TrainerSpec):
         return groups * self.group_size * data.seq_len
 
     def batch_arrays(self, experiment: ExperimentSpec, rows: BatchRows) -> dict[str, Shaped]:  # noqa: D102
-        from llm.train.grpo.rows import arrays
+        from llm.data.specs import PackedSpec
+        from llm.train.grpo.rows import arrays, completion_tokens
 
-        values = ("sampler_log_probs", *self.scores)
-        return arrays(rows.total, experiment.data.seq_len, values)
+        data, values = experiment.data, ("sampler_log_probs", *self.scores)
+        C = completion_tokens(data.seq_len, shared=isinstance(data, PackedSpec))
+        return arrays(rows.total, data.seq_len, C, values)
 
     def chat(self, own: str | None, *, given: bool) -> ChatSettings | None:  # noqa: D102
         from llm.data.chat_template import read_template
