@@ -138,15 +138,23 @@ class Engine:
         return Plan(self.dtype, self.cache_dtype, program_of(sampling))
 
     def decode(
-        self, rows: Rows, sampling: Sampling, stop_ids: np.ndarray, steps: int, few: int = 0
+        self,
+        rows: Rows,
+        sampling: Sampling,
+        stop_ids: np.ndarray,
+        steps: int,
+        few: int = 0,
+        texts: np.ndarray | None = None,
+        width: int | None = None,
     ) -> tuple[Rows, Written]:
-        """Up to `steps` tokens more for each row, until no more rows than `few` are unfinished.
+        """Up to `steps` tokens more for each row, see `llm.generate.rows.decode`.
 
         What was written comes back as NumPy arrays.
         """
         plan = self.plan(sampling)
+        values = values_of(sampling)
         rows, written = decode(
-            self.spec, self.params, rows, values_of(sampling), stop_ids, few, steps, plan
+            self.spec, self.params, rows, values, stop_ids, few, steps, plan, texts, width
         )
         if not written.counts_B.is_fully_addressable:  # rows of other processes
             written = _everywhere(replicated(written.counts_B.sharding.mesh))(written)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Int, Int32, Key
 
 from llm.generate.sampler import Program, Values, sample
 from llm.models.binding import bind
-from llm.models.cache import KVCache
+from llm.models.cache import KVCache, Leaders
 from llm.models.specs import ModelSpec
 
 _STOP_IDS = 8  # stop ids are padded to this, so that their number compiles nothing
@@ -199,7 +199,19 @@ def reshape_rows(
     return kept if place is None else jax.lax.with_sharding_constraint(kept, place)
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=2)
+def _leaders(
+    texts_B: Int[Array, " B"], active_B: Bool[Array, " B"], width: int
+) -> tuple[Leaders, Int[Array, ""]]:
+    """The first active row of each text, and how many there are."""
+    B = len(texts_B)
+    same_BB = (texts_B[:, None] == texts_B) & active_B
+    first_B = jnp.argmax(same_BB, axis=1)
+    leads_B = active_B & (first_B == jnp.arange(B))
+    (rows_W,) = jnp.nonzero(leads_B, size=width, fill_value=0)
+    return Leaders(rows_W, jnp.cumsum(leads_B)[first_B] - 1), leads_B.sum()
+
+
+@partial(jax.jit, static_argnums=(0, 6, 7, 9), donate_argnums=2)
 def decode(
     spec: ModelSpec,
     params: Any,
@@ -209,11 +221,17 @@ def decode(
     few: int | Int[Array, ""],
     steps: int,
     plan: Plan,
+    texts_B: Int[Array, " B"] | None = None,
+    width: int | None = None,
 ) -> tuple[Rows, Written]:
     """Write up to `steps` tokens to each row; no word to the host until then.
 
     A row is done after a stop id or at its limit. When no more rows than `few` are unfinished, the
     rest is not run.
+
+    With a `width`, rows that hold the same text go through the model once: rows of the same number
+    in `texts_B` hold the same text. When there are more unfinished texts than that, the rest is not
+    run.
     """
     model = bind(spec, params, compute_dtype=plan.dtype)
     B = len(rows.last_B)
@@ -221,17 +239,23 @@ def decode(
     written = (jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps), jnp.float32))
 
     def unfinished(carry: Any) -> Array:
-        step, rows, _ = carry
-        return (step < steps) & ((~rows.done_B).sum() > few)
+        step, rows, texts_B, _ = carry
+        more = (step < steps) & ((~rows.done_B).sum() > few)
+        if width is not None:
+            more &= _leaders(texts_B, ~rows.done_B, width)[1] <= width
+        return more
 
     def write_one(carry: Any) -> Any:
-        step, rows, (tokens_BN, log_probs_BN) = carry
+        step, rows, texts_B, (tokens_BN, log_probs_BN) = carry
         active_B = ~rows.done_B
-        hidden_B1D, cache = model(
+        leaders = None if width is None else _leaders(texts_B, active_B, width)[0]
+        hidden_W1D, cache = model(
             rows.last_B[:, None], segment_ids_BT=active_B[:, None].astype(jnp.int32),
-            cache=rows.cache,
+            cache=rows.cache, leaders=leaders,
         )  # fmt: skip
-        logits_BV = model.logits(hidden_B1D)[:, 0]
+        logits_BV = model.logits(hidden_W1D)[:, 0]
+        if leaders is not None:
+            logits_BV = logits_BV[leaders.of_B]
         keys_B = jax.vmap(jax.random.fold_in)(rows.keys_B, rows.counts_B)
         token_B, log_prob_B = sample(logits_BV, keys_B, rows.seen_BV, values, plan.program)
         counts_B = rows.counts_B + active_B
@@ -248,9 +272,13 @@ def decode(
         # Rows that are done write on in their columns; `counts_B` says what counts.
         tokens_BN = jax.lax.dynamic_update_index_in_dim(tokens_BN, token_B, step, 1)
         log_probs_BN = jax.lax.dynamic_update_index_in_dim(log_probs_BN, log_prob_B, step, 1)
-        return step + 1, rows, (tokens_BN, log_probs_BN)
+        if width is not None:  # those of one text that were given the same token are one still
+            same_BB = (texts_B[:, None] == texts_B) & (token_B[:, None] == token_B) & active_B
+            texts_B = jnp.argmax(same_BB, axis=1).astype(jnp.int32)
+        return step + 1, rows, texts_B, (tokens_BN, log_probs_BN)
 
-    _, rows, written = jax.lax.while_loop(unfinished, write_one, (jnp.int32(0), rows, written))
+    carry = jnp.int32(0), rows, texts_B, written
+    _, rows, _, written = jax.lax.while_loop(unfinished, write_one, carry)
     return rows, Written(*written, rows.counts_B - before_B, rows.done_B)
 
 

@@ -57,6 +57,18 @@ class KVCache(NamedTuple):
             )
 
 
+class Leaders(NamedTuple):
+    """Rows of a cache that go through the model for others which hold the same text.
+
+    W of them, as many as the model computes; what stands at those too many is ignored.
+    """
+
+    rows_W: Int[Array, " W"]
+    """Their rows of the cache."""
+    of_B: Int[Array, " B"]
+    """Which of the W goes for each row; any, for rows without new tokens."""
+
+
 def write(
     keys_BKHS: Float[Array, "B K H S"],
     values_BKSH: Float[Array, "B K S H"],

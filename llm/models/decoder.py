@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from llm.core.mesh import heads_sharding, rows_sharding
 from llm.models.attention import Attention, TokenIndex, attention, attention_to_cache
-from llm.models.cache import KVCache, write
+from llm.models.cache import KVCache, Leaders, write
 from llm.models.linear import never_one_row
 from llm.models.specs import ModelSpec
 
@@ -70,10 +70,13 @@ class Decoder(nnx.Module):
         positions_BT: Int[Array, "B T"] | None = None,
         ends_BT: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
+        leaders: Leaders | None = None,
         dropout_keys_B: Key[Array, " B"] | None = None,
         embedding_noise_BTD: Float[Array, "B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    ) -> tuple[Float[Array, "W T D"], KVCache | None]:
         """Hidden states after the final norm, and the cache with the new tokens in it.
+
+        W is B, unless some rows go through the model for others.
 
         Args:
             tokens_BT: token ids.
@@ -85,6 +88,8 @@ class Decoder(nnx.Module):
                 that begin alike share their beginnings; see `llm.data.prefix_tree`. The end of its
                 document if left out. Not with a cache.
             cache: what the rows have seen before.
+            leaders: rows that hold and are given the same as others, and go through the model for
+                them: the hidden states are theirs, [W, T, D]. All rows do if left out.
             dropout_keys_B: one key per row switches dropout on.
             embedding_noise_BTD: added to the embedded tokens; not with a cache.
 
@@ -115,7 +120,7 @@ class Decoder(nnx.Module):
         ):
             if value is not None:
                 raise ValueError(f"{name}: for whole rows, not with a cache; leave it out")
-        return self._cached_trunk(tokens_BT, segment_ids_BT, cache)
+        return self._cached_trunk(tokens_BT, segment_ids_BT, cache, leaders)
 
     def _trunk(
         self,
@@ -155,40 +160,52 @@ class Decoder(nnx.Module):
         tokens_BT: Int[Array, "B T"],
         segment_ids_BT: Int[Array, "B T"],
         cache: KVCache,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        leaders: Leaders | None,
+    ) -> tuple[Float[Array, "W T D"], KVCache]:
         new_BT: Bool[Array, "B T"] = segment_ids_BT > 0
         slots_BT = cache.lengths_B[:, None] + jnp.cumsum(new_BT, axis=1, dtype=jnp.int32) - 1
         lengths_B = cache.lengths_B + new_BT.sum(axis=1, dtype=jnp.int32)
         # Padding goes nowhere: a slot beyond the capacity is dropped by `write`.
         write_slots_BT = jnp.where(new_BT, slots_BT, cache.capacity)
         positions_BT = jnp.where(new_BT, slots_BT, 0)
+
+        def led(x_B: Array) -> Array:
+            """Of all rows: those that go through the model."""
+            return x_B if leaders is None else x_B[leaders.rows_W]
+
+        def followed(x_W: Array) -> Array:
+            """Of those that go through the model: what it is for all rows."""
+            return x_W if leaders is None else x_W[leaders.of_B]
+
         slots_S = jnp.arange(cache.capacity, dtype=jnp.int32)
         queries = TokenIndex(new_BT.astype(jnp.int32), positions_BT)
         keys = TokenIndex(
             (slots_S < lengths_B[:, None]).astype(jnp.int32),
             jnp.broadcast_to(slots_S, (len(tokens_BT), cache.capacity)),
         )
-        extras = self.block_arguments(positions_BT)
+        queries, keys = jax.tree.map(led, (queries, keys))
+        tokens_WT, positions_WT = led(tokens_BT), led(positions_BT)
+        extras = self.block_arguments(positions_WT)
         new_keys: list[Array] = []
         new_values: list[Array] = []
-        x_BTD = self.embed(tokens_BT, positions_BT)
+        x_WTD = self.embed(tokens_WT, positions_WT)
         for block, old_k, old_v in zip(self.blocks, cache.keys, cache.values, strict=True):
 
             def attend(
                 q: Array, k: Array, v: Array, old_k: Array = old_k, old_v: Array = old_v
             ) -> Array:
-                k, v = write(old_k, old_v, k, v, write_slots_BT)
+                k, v = write(old_k, old_v, followed(k), followed(v), write_slots_BT)
                 new_keys.append(k)
                 new_values.append(v)
-                return attention_to_cache(q, k, v, queries, keys)
+                return attention_to_cache(q, led(k), led(v), queries, keys)
 
-            x_BTD = block(x_BTD, attend, dropout_keys_B=None, **extras)
-        hidden_BTD = self.final_norm(x_BTD)
+            x_WTD = block(x_WTD, attend, dropout_keys_B=None, **extras)
+        hidden_WTD = self.final_norm(x_WTD)
         cache = KVCache(tuple(new_keys), tuple(new_values), lengths_B)
         overflowed_B = cache.overflowed_B()
         if not isinstance(overflowed_B, jax.core.Tracer):
             cache.check()
-        return jnp.where(overflowed_B[:, None, None], jnp.nan, hidden_BTD), cache
+        return jnp.where(led(overflowed_B)[:, None, None], jnp.nan, hidden_WTD), cache
 
 
 def _rematerialised(apply: Callable[[Array], Array], policy: str) -> Callable[[Array], Array]:

@@ -159,6 +159,42 @@ def test_samples_share_a_prompt(model) -> None:
     assert [row[0].ids for row in many] == [row[0].ids for row in one]
 
 
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.3}], ids=["plain", "penalty"])
+def test_samples_that_say_the_same_are_one_text_to_the_model(model, settings, monkeypatch) -> None:
+    """First few texts, then more than a quarter of the rows, then few rows: the same answers."""
+    spec, params = model
+    engine = Engine(spec, params)
+    sampling = Sampling(max_new_tokens=14, temperature=0.25, **settings)
+    widths: list[int | None] = []
+    whole = engine.decode
+
+    def decode(rows, sampling, stop_ids, steps, few, *alike):
+        widths.append(alike[1] if alike else None)
+        return whole(rows, sampling, stop_ids, steps, few, *alike)
+
+    monkeypatch.setattr(engine, "decode", decode)
+    key, stop_ids = jax.random.key(2), [5, 11, 17]
+
+    def answers() -> list:
+        widths.clear()
+        found = engine.generate(
+            PROMPTS, sampling, key=key, n=16, batch_size=64, stop_ids=stop_ids
+        )
+        return [answer for of_one in found for answer in of_one]
+
+    together = answers()
+    assert widths[0] == 16
+    assert None in widths
+    monkeypatch.setattr("llm.generate.batch._LEAST_TEXTS", 1000)
+    alone = answers()
+    assert set(widths) == {None}
+    assert len({tuple(answer.ids) for answer in alone}) > 16
+    for one, other in zip(together, alone, strict=True):
+        assert one.ids == other.ids
+        assert one.stopped == other.stopped
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=2e-5)
+
+
 def test_a_prompt_is_prefilled_once(model, monkeypatch) -> None:
     engine = Engine(*model)
     prefilled: list[int] = []
