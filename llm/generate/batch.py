@@ -212,9 +212,9 @@ class Batch:
             self._reshape(range(len(self.slots)), min(2 * capacity, most))
 
     def _shrink(self) -> None:
-        """Leave out rows that nobody waits for."""
+        """Leave out rows that nobody waits for, one size at a time: each has a program."""
         busy = len(self.slots) - self.slots.count(None)
-        while not self.waiting and busy <= (B := len(self.slots) // _SHRINK):
+        if not self.waiting and busy <= (B := len(self.slots) // _SHRINK):
             busy_first = sorted(range(len(self.slots)), key=lambda row: self.slots[row] is None)
             self._reshape(busy_first[:B], self.rows.cache.capacity)
 

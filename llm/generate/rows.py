@@ -249,15 +249,17 @@ def decode(
         step, rows, texts_B, (tokens_BN, log_probs_BN) = carry
         active_B = ~rows.done_B
         leaders = None if width is None else _leaders(texts_B, active_B, width)[0]
+        seen_WV = rows.seen_BV
+        if leaders is not None and seen_WV is not None:
+            seen_WV = seen_WV[leaders.rows_W]
         hidden_W1D, cache = model(
             rows.last_B[:, None], segment_ids_BT=active_B[:, None].astype(jnp.int32),
             cache=rows.cache, leaders=leaders,
         )  # fmt: skip
-        logits_BV = model.logits(hidden_W1D)[:, 0]
-        if leaders is not None:
-            logits_BV = logits_BV[leaders.of_B]
+        logits_WV = model.logits(hidden_W1D)[:, 0]
         keys_B = jax.vmap(jax.random.fold_in)(rows.keys_B, rows.counts_B)
-        token_B, log_prob_B = sample(logits_BV, keys_B, rows.seen_BV, values, plan.program)
+        of_B = None if leaders is None else leaders.of_B
+        token_B, log_prob_B = sample(logits_WV, keys_B, seen_WV, values, plan.program, of_B)
         counts_B = rows.counts_B + active_B
         seen_BV = rows.seen_BV
         if seen_BV is not None:

@@ -1,6 +1,6 @@
 """From logits to tokens: which tokens may be drawn, and drawing one with a key per row.
 
-B rows, V vocabulary.
+B rows, V vocabulary, W rows of scores: where rows say the same, W is less than B.
 """
 
 from __future__ import annotations
@@ -62,36 +62,40 @@ def values_of(sampling: Sampling) -> Values:
 
 
 def sample(
-    logits_BV: Float[Array, "B V"],
+    logits_WV: Float[Array, "W V"],
     keys_B: Key[Array, " B"],
-    seen_BV: Bool[Array, "B V"] | None,
+    seen_WV: Bool[Array, "W V"] | None,
     values: Values,
     program: Program,
+    of_B: Int[Array, " B"] | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draw one token per row.
+    """Draw one token per key.
 
     Args:
-        logits_BV: fp32 scores over the vocabulary.
-        keys_B: one key per row, so that a row's tokens do not depend on its neighbours.
-        seen_BV: tokens that the penalty is for; not looked at without one.
+        logits_WV: fp32 scores over the vocabulary.
+        keys_B: one key per row of a batch, so that its tokens do not depend on its neighbours.
+        seen_WV: tokens that the penalty is for; not looked at without one.
         values, program: see `llm.generate.specs.Sampling`.
+        of_B: which of the W each key draws from; its own if left out, of as many.
 
     Returns:
         Tokens, and their log-probability under the model at this temperature (at 1 for greedy
         decoding): before penalty and filters, which is what a policy gradient needs.
     """
-    scaled_BV = logits_BV / values.temperature
-    allowed_BV = scaled_BV
-    if program.penalised and seen_BV is not None:
+    scaled_WV = logits_WV / values.temperature
+    allowed_WV = scaled_WV
+    if program.penalised and seen_WV is not None:
         strength = values.repetition_penalty
-        penalty = jnp.where(allowed_BV > 0, 1 / strength, strength)
-        allowed_BV = jnp.where(seen_BV, allowed_BV * penalty, allowed_BV)
+        penalty = jnp.where(allowed_WV > 0, 1 / strength, strength)
+        allowed_WV = jnp.where(seen_WV, allowed_WV * penalty, allowed_WV)
+    if of_B is None:
+        of_B = jnp.arange(len(keys_B))
     if program.greedy:
-        token_B = argmax(allowed_BV)
+        token_B = argmax(allowed_WV)[of_B]
     else:
-        token_B = _draw(_filter(allowed_BV, values, program), keys_B)
-    log_z_B = jax.nn.logsumexp(scaled_BV, axis=-1)
-    return token_B, jnp.take_along_axis(scaled_BV, token_B[:, None], axis=1)[:, 0] - log_z_B
+        token_B = _draw(_filter(allowed_WV, values, program), keys_B, of_B)
+    log_z_W = jax.nn.logsumexp(scaled_WV, axis=-1)
+    return token_B, scaled_WV[of_B, token_B] - log_z_W[of_B]
 
 
 def _filter(logits_BV: Array, values: Values, program: Program) -> Array:
@@ -136,19 +140,19 @@ def _keep_likeliest(logits_BV: Array, enough: Callable[[Array], Array]) -> Array
     return jnp.where(rank_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
 
 
-def _draw(logits_BV: Array, keys_B: Array) -> Array:
-    """One uniform number per row, looked up in the cumulated probabilities.
+def _draw(logits_WV: Array, keys_B: Array, of_B: Array) -> Array:
+    """One uniform number per key, looked up in the cumulated probabilities.
 
     In two steps, blocks and then tokens of one block: a cumulated sum over the whole vocabulary, or
     a random number for each token of it, would take longer than the model does.
     """
-    B, V = logits_BV.shape
-    weights_BV = jnp.exp(logits_BV - logits_BV.max(-1, keepdims=True))
-    blocks_BNC = jnp.pad(weights_BV, ((0, 0), (0, -V % _BLOCK))).reshape(B, -1, _BLOCK)
-    sums_BN = jnp.cumsum(blocks_BNC.sum(-1), axis=-1)
+    W, V = logits_WV.shape
+    weights_WV = jnp.exp(logits_WV - logits_WV.max(-1, keepdims=True))
+    blocks_WNC = jnp.pad(weights_WV, ((0, 0), (0, -V % _BLOCK))).reshape(W, -1, _BLOCK)
+    sums_BN = jnp.cumsum(blocks_WNC.sum(-1), axis=-1)[of_B]
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
     block_B, rest_B = _look_up(sums_BN, uniform_B * sums_BN[:, -1])
-    inside_BC = jnp.cumsum(blocks_BNC[jnp.arange(B), block_B], axis=-1)
+    inside_BC = jnp.cumsum(blocks_WNC[of_B, block_B], axis=-1)
     place_B, _ = _look_up(inside_BC, rest_B)
     return (block_B * _BLOCK + place_B).astype(jnp.int32)
 

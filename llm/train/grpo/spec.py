@@ -36,7 +36,7 @@ _STEP_METRICS = (
 
 # Through the model, where hardware.micro_batch does not say: enough to keep the device busy, and no
 # more, since what the last rows leave empty is gone through as well.
-_TOKENS_AT_ONCE = {"cpu": 512}
+_TOKENS_AT_ONCE = {"cpu": 256}
 _TOKENS_AT_ONCE_ELSEWHERE = 8192
 
 
