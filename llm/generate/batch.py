@@ -2,7 +2,8 @@
 
 Prompts are prefilled once each, whatever the number of samples, in groups that are known from the
 beginning, and take turns in the rows of a batch: a row that is done is given the next prompt, and
-when none wait the batch shrinks. The cache is as large as the texts are by now, in powers of two.
+when none wait the batch shrinks. What all prompts begin with, such as what a chat template puts
+first, is prefilled once for all. The cache is as large as the texts are by now, in powers of two.
 The host is asked once per segment of tokens, and when half of the rows could be given to others.
 
 Samples that still say the same go through the model as one text, where that saves time: on CPUs,
@@ -23,9 +24,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from llm.data.prefix_tree import shared_length
 from llm.generate.prompt_groups import prompt_groups
 from llm.generate.rows import (
     SMALLEST,
+    SMALLEST_REST,
     Admitted,
     Written,
     admit,
@@ -99,6 +102,8 @@ class Batch:
         self.rows: Any = None  # `Rows`, once it is known how many and how long
         self.group: list[int] = []  # the prompts in `prefilled`
         self.prefilled: KVCache | None = None
+        self.common = _common(prompts)
+        self.beginning: KVCache | None = None  # one row, of so many tokens
         self.n = n
         self.answers: dict[tuple[int, int], Completion] = {}
 
@@ -113,9 +118,10 @@ class Batch:
             with self.watch.prefilling():
                 self._admit(coming)
             self._shrink()
-            # Short answers leave rows to those who wait before a segment is over.
-            few = len(self.slots) // 2 if self.waiting else 0
             most = self._most_texts()
+            # Short answers leave rows to those who wait before a segment is over, or leave the
+            # batch so empty that a smaller one goes on.
+            few = len(self.slots) // 2 if self.waiting else most
             texts_B = self._texts() if most else np.empty(0, np.int32)
             alike = 0 < len(np.unique(texts_B[texts_B >= 0])) <= most
             with self.watch.decoding():
@@ -124,7 +130,7 @@ class Batch:
                     self.sampling,
                     self.stop_ids,
                     SEGMENT,
-                    few if alike else max(few, most),
+                    few,
                     *((texts_B, most) if alike else ()),
                 )
             before = len(self.answers)
@@ -174,7 +180,10 @@ class Batch:
     def _prefill_next(self) -> None:
         self.prefilled = None  # there is room for one
         self.group, rows = self.groups.popleft()
-        self.prefilled = self.engine.prefill([self.prompts[p] for p in self.group], rows)
+        if self.common and self.beginning is None:
+            self.beginning = self.engine.prefill([self.prompts[0][: self.common + 1]], 1)
+        prompts = [self.prompts[p] for p in self.group]
+        self.prefilled = self.engine.prefill(prompts, rows, self.beginning, self.common)
         jax.block_until_ready(self.prefilled.lengths_B)  # else its time would be that of the tokens
 
     def _place(self, members: list[_Slot]) -> None:
@@ -212,11 +221,13 @@ class Batch:
             self._reshape(range(len(self.slots)), min(2 * capacity, most))
 
     def _shrink(self) -> None:
-        """Leave out rows that nobody waits for, one size at a time: each has a program."""
+        """Leave out rows that nobody waits for."""
         busy = len(self.slots) - self.slots.count(None)
-        if not self.waiting and busy <= (B := len(self.slots) // _SHRINK):
+        while not self.waiting and busy <= (B := len(self.slots) // _SHRINK):
             busy_first = sorted(range(len(self.slots)), key=lambda row: self.slots[row] is None)
             self._reshape(busy_first[:B], self.rows.cache.capacity)
+            if B // _SHRINK < _LEAST_TEXTS:
+                break  # the next has a program of its own, and would save little in a segment
 
     def _reshape(self, kept: Sequence[int], capacity: int) -> None:
         """One size further."""
@@ -243,3 +254,14 @@ class Batch:
                 ended[row] = True
         if is_over is not None:
             self.rows = self.rows._replace(done_B=self.rows.done_B | ended)
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, where it saves time that they are gone through once."""
+    if len(prompts) < 2:
+        return 0
+    first, last = (end(prompts, key=list) for end in (min, max))  # the two that are least alike
+    before = shared_length(np.asarray(first[:-1]), np.asarray(last[:-1]))
+    longest = max(map(len, prompts)) - 1
+    saves = bucket(longest - before, SMALLEST_REST) < bucket(longest, SMALLEST)
+    return before if saves else 0

@@ -19,6 +19,7 @@ from llm.generate.batch import Batch, Completion
 from llm.generate.prompt_checks import check_prompts
 from llm.generate.rows import (
     SMALLEST,
+    SMALLEST_REST,
     Plan,
     Rows,
     Written,
@@ -27,6 +28,7 @@ from llm.generate.rows import (
     extend,
     pad_stop_ids,
     prefill,
+    reshape_cache,
 )
 from llm.generate.sampler import program_of, values_of
 from llm.generate.session import Session
@@ -106,16 +108,37 @@ class Engine:
         """One text that goes on, such as a conversation."""
         return Session(self, seed)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], rows: int) -> KVCache:
-        """A cache of all but the last token of each prompt, in the first of so many rows."""
-        lengths = [len(prompt) - 1 for prompt in prompts]
-        width = bucket(max(lengths), SMALLEST, self.spec.max_seq_len)
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        beginning: KVCache | None = None,
+        common: int = 0,
+    ) -> KVCache:
+        """A cache of all but the last token of each prompt, in the first of so many rows.
+
+        Args:
+            prompts: token ids.
+            rows: of the cache.
+            beginning: one row that holds the `common` tokens which all of them begin with, and
+                which do not go through the model again.
+            common: their number.
+        """
+        most = self.spec.max_seq_len
+        lengths = [len(prompt) - 1 - common for prompt in prompts]
+        width = bucket(max(lengths), SMALLEST_REST if common else SMALLEST, most)
         tokens_BT = np.zeros((rows, width), np.int32)
         for row, prompt in enumerate(prompts):
-            tokens_BT[row, : lengths[row]] = prompt[:-1]
+            tokens_BT[row, : lengths[row]] = prompt[common:-1]
         lengths_B = np.zeros(len(tokens_BT), np.int32)
         lengths_B[: len(prompts)] = lengths
-        return prefill(self.spec, self.params, tokens_BT, lengths_B, self.dtype, self.cache_dtype)
+        if beginning is None:
+            return prefill(
+                self.spec, self.params, tokens_BT, lengths_B, self.dtype, self.cache_dtype
+            )
+        capacity = bucket(common + max(lengths), SMALLEST, most)
+        cache = reshape_cache(beginning, np.zeros(rows, np.int32), capacity)
+        return extend(self.spec, self.params, cache, tokens_BT, lengths_B, self.dtype)
 
     def extend(self, cache: KVCache, ids: Sequence[int]) -> KVCache:
         """The cache of one row with these tokens after what it holds."""

@@ -23,6 +23,7 @@ from llm.models.specs import ModelSpec
 
 _STOP_IDS = 8  # stop ids are padded to this, so that their number compiles nothing
 SMALLEST = 64  # the smallest width of prompts and capacity of caches, tokens
+SMALLEST_REST = 16  # of prompts, less what all of them begin with
 
 
 def bucket(n: int, smallest: int = 1, largest: int | None = None) -> int:

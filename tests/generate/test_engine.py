@@ -200,10 +200,32 @@ def test_a_prompt_is_prefilled_once(model, monkeypatch) -> None:
     prefilled: list[int] = []
     whole = engine.prefill
     monkeypatch.setattr(
-        engine, "prefill", lambda p, rows: (prefilled.extend(map(len, p)), whole(p, rows))[1]
+        engine, "prefill", lambda p, *args: (prefilled.extend(map(len, p)), whole(p, *args))[1]
     )
     engine.generate(PROMPTS, Sampling(**SAMPLED), key=jax.random.key(1), n=7, batch_size=4)
     assert sorted(prefilled) == sorted(map(len, PROMPTS))
+
+
+@pytest.mark.parametrize("ends", [[[9], [9, 8], [7]], [[9], [9], [9]], [[9], [], [3] * 20]])
+def test_what_all_prompts_begin_with_is_prefilled_once(model, monkeypatch, ends) -> None:
+    begin = list(range(40, 10, -1)) * 2
+    prompts = [[*begin, *end] for end in ends]
+    engine = Engine(*model)
+    gone_through: list[int] = []
+    whole = engine.prefill
+
+    def prefill(prompts, rows, beginning=None, common=0):
+        gone_through.extend(len(prompt) - 1 - common for prompt in prompts)
+        return whole(prompts, rows, beginning, common)
+
+    monkeypatch.setattr(engine, "prefill", prefill)
+    settings = Sampling(max_new_tokens=12, temperature=0.0)
+    together = engine.generate(prompts, settings, key=jax.random.key(0))
+    assert sum(gone_through) < 100
+    for prompt, (answer,) in zip(prompts, together, strict=True):
+        ((alone,),) = engine.generate([prompt], settings, key=jax.random.key(0))
+        assert answer.ids == alone.ids
+        np.testing.assert_allclose(answer.log_probs, alone.log_probs, atol=2e-5)
 
 
 def test_log_probs_are_those_of_the_model(model) -> None:
