@@ -6,8 +6,8 @@ when none wait the batch shrinks. What all prompts begin with, such as what a ch
 first, is prefilled once for all. The cache is as large as the texts are by now, in powers of two.
 The host is asked once per segment of tokens, and when half of the rows could be given to others.
 
-Samples that still say the same go through the model as one text, where that saves time: on CPUs,
-while no more than a quarter of the rows say something of their own.
+Samples that still say the same go through the model as one text where that saves time: on CPUs,
+while no more than half of the rows say something of their own.
 
 Groups, batch and cache have few sizes and go from one to the next, so that a long list soon has all
 its programs, whichever rows happen to be free.
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 SEGMENT = 32  # tokens between two looks of the host
 _SHRINK = 4  # the batch gets so many times smaller
-_LEAST_TEXTS = 16  # fewer would take as long: reading the weights takes more
+_LEAST_ROWS = 16  # fewer take a CPU as long: reading the weights takes more
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,12 @@ class Batch:
             with self.watch.prefilling():
                 self._admit(coming)
             self._shrink()
-            most = self._most_texts()
             # Short answers leave rows to those who wait before a segment is over, or leave the
-            # batch so empty that a smaller one goes on.
-            few = len(self.slots) // 2 if self.waiting else most
-            texts_B = self._texts() if most else np.empty(0, np.int32)
-            alike = 0 < len(np.unique(texts_B[texts_B >= 0])) <= most
+            # batch so empty that a smaller one takes less time.
+            few = len(self.slots) // 2 if self.waiting else self._pays(len(self.slots) // _SHRINK)
             with self.watch.decoding():
                 self.rows, written = self.engine.decode(
-                    self.rows,
-                    self.sampling,
-                    self.stop_ids,
-                    SEGMENT,
-                    few,
-                    *((texts_B, most) if alike else ()),
+                    self.rows, self.sampling, self.stop_ids, SEGMENT, few, *self._alike()
                 )
             before = len(self.answers)
             self._harvest(written, is_over)
@@ -139,22 +131,24 @@ class Batch:
             self.watch.changed(int(written.counts_B.sum()), done)
         return [[self.answers[p, s] for s in range(self.n)] for p in range(len(self.prompts))]
 
-    def _most_texts(self) -> int:
-        """Texts that go through the model while there are no more; 0: all rows always do."""
-        most = len(self.slots) // _SHRINK
-        cpu = self.engine.platform == "cpu" and self.engine.mesh is None
-        return most if cpu and most >= _LEAST_TEXTS else 0
+    def _pays(self, rows: int) -> int:
+        """So many rows, if to compute no more takes less time; else 0."""
+        alone = self.engine.platform == "cpu" and self.engine.mesh is None
+        return rows if alone and rows >= _LEAST_ROWS else 0
 
-    def _texts(self) -> np.ndarray:
-        """The same number for rows that say the same, int32 [B]; -1 where nothing is written."""
+    def _alike(self) -> tuple[np.ndarray, int] | tuple[()]:
+        """Which rows say the same, int32 [B], and how many texts there may be; () if all differ."""
+        B = len(self.slots)
+        if not self._pays(B // 2):
+            return ()
         first: dict[tuple[int, ...], int] = {}
-        return np.array(
-            [
-                -1 if slot is None else first.setdefault((slot.prompt, *slot.ids), row)
-                for row, slot in enumerate(self.slots)
-            ],
-            np.int32,
-        )
+        numbers = [
+            -1 if slot is None else first.setdefault((slot.prompt, *slot.ids), row)
+            for row, slot in enumerate(self.slots)
+        ]
+        widths = (self._pays(B // parts) for parts in (8, 4, 2))
+        width = next((width for width in widths if len(first) <= width), None)
+        return () if width is None else (np.array(numbers, np.int32), width)
 
     def _seat(self) -> list[_Slot]:
         """Give the free rows to those who wait, and say who that was."""
@@ -226,7 +220,7 @@ class Batch:
         while not self.waiting and busy <= (B := len(self.slots) // _SHRINK):
             busy_first = sorted(range(len(self.slots)), key=lambda row: self.slots[row] is None)
             self._reshape(busy_first[:B], self.rows.cache.capacity)
-            if B // _SHRINK < _LEAST_TEXTS:
+            if B // _SHRINK < _LEAST_ROWS:
                 break  # the next has a program of its own, and would save little in a segment
 
     def _reshape(self, kept: Sequence[int], capacity: int) -> None:
