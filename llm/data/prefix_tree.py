@@ -46,6 +46,12 @@ def shared_length(one: Int[np.ndarray, " n"], other: Int[np.ndarray, " m"]) -> i
     return int(differ.argmax()) if differ.any() else n
 
 
+def common_length(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all of these texts begin with, of which there is at least one."""
+    lists = [list(text) for text in texts]
+    return shared_length(np.asarray(min(lists)), np.asarray(max(lists)))  # the two least alike
+
+
 def prefix_tree(texts: Sequence[Text]) -> PrefixTree:
     """The tree of these texts. A text's last token is scored, and not read for its sake.
 

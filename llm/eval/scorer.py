@@ -185,7 +185,7 @@ class Scorer:
 def _layout(
     rows: Sequence[Sequence[_Piece]], T: int
 ) -> tuple[dict[str, np.ndarray], list[list[np.ndarray]]]:
-    """Arrays of one batch of rows of T places; for each continuation of a row, where its scores are.
+    """Arrays of a batch of rows of T places; for each continuation of a row, where its scores are.
 
     What several texts of a row begin with is there once, see `llm.data.prefix_tree`.
     """

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from llm.data.prefix_tree import shared_length
+from llm.data.prefix_tree import common_length
 from llm.generate.prompt_groups import prompt_groups
 from llm.generate.rows import (
     SMALLEST,
@@ -254,8 +254,7 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with, where it saves time that they are gone through once."""
     if len(prompts) < 2:
         return 0
-    first, last = (end(prompts, key=list) for end in (min, max))  # the two that are least alike
-    before = shared_length(np.asarray(first[:-1]), np.asarray(last[:-1]))
-    longest = max(map(len, prompts)) - 1
+    lengths = [len(prompt) - 1 for prompt in prompts]  # the last token goes through later
+    before, longest = min(common_length(prompts), *lengths), max(lengths)
     saves = bucket(longest - before, SMALLEST_REST) < bucket(longest, SMALLEST)
     return before if saves else 0

@@ -54,13 +54,16 @@ def cudnn_attention(
     q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH))
     # The token that makes it even is a document of its own.
     index = TokenIndex(
-        *(
-            None if x is None else jnp.pad(x, ((0, 0), (0, odd)), constant_values=value)
-            for x, value in zip(index, (-1, -1, T + 1), strict=True)
-        )
+        _longer(index.segments, odd, -1),
+        _longer(index.positions, odd, -1),
+        None if index.ends is None else _longer(index.ends, odd, T + odd),
     )
     mask_B1TS = visible(index, index)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask_B1TS, implementation="cudnn")[:, :T]
+
+
+def _longer(x_BT: Array, more: int, value: int) -> Array:
+    return jnp.pad(x_BT, ((0, 0), (0, more)), constant_values=value)
 
 
 def check_kernel(name: str, model: ModelSpec, dtype: str) -> None:

@@ -177,9 +177,7 @@ def test_samples_that_say_the_same_are_one_text_to_the_model(model, settings, mo
 
     def answers() -> list:
         widths.clear()
-        found = engine.generate(
-            PROMPTS, sampling, key=key, n=16, batch_size=64, stop_ids=stop_ids
-        )
+        found = engine.generate(PROMPTS, sampling, key=key, n=16, batch_size=64, stop_ids=stop_ids)
         return [answer for of_one in found for answer in of_one]
 
     together = answers()

@@ -37,7 +37,7 @@ def packed(B: int, T: int, seed: int = 0) -> TokenIndex:
 
 
 def trees(B: int, T: int) -> TokenIndex:
-    """The same documents; after a third, each goes on in several ways, one of which does so again."""
+    """The same documents; after a third, each goes on in several ways, which do so again."""
     index = packed(B, T)
     rng = np.random.default_rng(1)
     positions = np.asarray(index.positions).copy()

@@ -125,7 +125,7 @@ class PolicyGradient:
 
 
 def completion_scores(model: Any, batch: Batch, loss_chunk: int, temperature: float) -> TokenScores:
-    """Log-probabilities and entropies of the completions' tokens, [B, C]; any where there is none."""
+    """Log-probabilities and entropies of the completions' tokens, [B, C]; any where none is."""
     hidden_BTD, _ = model(
         batch["tokens"],
         segment_ids_BT=batch["segment_ids"],

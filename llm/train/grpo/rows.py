@@ -1,10 +1,10 @@
 """Completions as rows to train on.
 
-A row is a tree (see `llm.data.prefix_tree`): its prompts, each once, then their completions, each
-of which sees its prompt and itself. What prompts or completions begin with alike is there once, too:
-what a chat template puts before every question, answers that are the same. A group that is too long
-for a row is cut between completions. With one completion per row this is how others lay them out:
-the slow twin.
+A row is a tree (see `llm.data.prefix_tree`): its prompts, each once, with their completions, each
+of which sees its prompt and itself. What prompts or completions begin with alike is there once too:
+what a chat template puts before every question, answers that are the same. A group that is too
+long for a row is cut between completions. With one completion per row this is how others lay them
+out: the slow twin.
 
 R rows, T places of a row, N = T scored tokens per row, C completion tokens per row: more than N,
 since completions share them. The last token of a completion is scored, and not read.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from llm.data.prefix_tree import Text, prefix_tree, shared_length
+from llm.data.prefix_tree import Text, common_length, prefix_tree, shared_length
 
 _READ = ("tokens", "segment_ids", "positions", "ends", "places", "targets")
 _OF_COMPLETIONS = ("scored", "sequence_ids")
@@ -68,8 +68,7 @@ def packed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int) 
     for number, answer in enumerate(answers):
         numbers.setdefault(answer.prompt, []).append(number)
     # What all prompts begin with takes places once in each row, not once for each group.
-    first, last = (np.asarray(end([prompts[p] for p in numbers], default=[])) for end in (min, max))
-    common = shared_length(first, last)
+    common = common_length([prompts[prompt] for prompt in numbers]) if numbers else 0
     rows: list[list[int]] = []
     room: list[int] = []
     stretches = [

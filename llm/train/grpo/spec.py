@@ -53,9 +53,7 @@ class GRPOSpec(TrainerSpec):
     steps: int = knob(200, "optimizer steps", gt=0)
     optimizer: OptimizerSpec = knob(AdamWSpec(lr=1e-5), "optimizer")
     schedule: ScheduleSpec = knob(ConstantSpec(warmup_steps=0), "learning rate over the steps")
-    group_size: int = knob(
-        8, "answers to each prompt; data.batch_size counts prompts", ge=2
-    )
+    group_size: int = knob(8, "answers to each prompt; data.batch_size counts prompts", ge=2)
     max_new_tokens: int = knob(64, "tokens per answer at most", gt=0)
     temperature: float = knob(1.0, "divides the logits, in sampling and in the loss", gt=0)
     top_k: int = knob(0, "draw from the k likeliest tokens; 0 is off", ge=0)
