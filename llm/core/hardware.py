@@ -32,7 +32,7 @@ class HardwareSpec(Spec):
     )  # fmt: skip
     micro_batch: int | None = knob(
         None,
-        "rows at once per step and device; null: the whole batch, or for trainer=grpo 512 tokens "
+        "rows at once per step and device; null: the whole batch, or for trainer=grpo 256 tokens "
         "of it on a CPU, 8192 elsewhere",
         gt=0,
     )

@@ -58,33 +58,33 @@ def prefix_tree(texts: Sequence[Text]) -> PrefixTree:
     Raises:
         ValueError: a text without beginning or continuation.
     """
-    if not all(map(all, (map(len, text) for text in texts))):
+    if any(len(part) == 0 for text in texts for part in text):
         raise ValueError("a text without beginning or continuation")
     most = sum(len(beginning) + len(continuation) for beginning, continuation in texts)
     tokens, positions, ends, places, targets = (np.zeros(most, np.int32) for _ in range(5))
     scored: list[np.ndarray] = [np.empty(0, np.int32)] * len(texts)
     T = N = 0
-    # Of the text before: its tokens, where those that are read stand, which are scored (or -1).
-    ids = way = which = np.empty(0, np.int32)
+    # Of the text before: its tokens, where those that are read stand, which of the N each is or -1.
+    ids = path = asked = np.empty(0, np.int32)
     whole = [np.asarray([*beginning, *continuation], np.int32) for beginning, continuation in texts]
     for number in sorted(range(len(texts)), key=lambda n: whole[n].tolist()):  # is depth-first
         before, ids = ids, whole[number]
         shared = shared_length(before, ids)
-        read = min(shared, len(way))
+        read = min(shared, len(path))
         new = len(ids) - 1 - read
-        ends[way[read:]] = T
+        ends[path[read:]] = T
         tokens[T : T + new] = ids[read:-1]
         positions[T : T + new] = range(read, read + new)
-        way = np.concatenate([way[:read], np.arange(T, T + new, dtype=np.int32)])
+        path = np.concatenate([path[:read], np.arange(T, T + new, dtype=np.int32)])
         T += new
-        which = np.concatenate([which[:shared], np.full(len(ids) - shared, -1, np.int32)])
+        asked = np.concatenate([asked[:shared], np.full(len(ids) - shared, -1, np.int32)])
         begin = len(texts[number].beginning)
-        (missing,) = np.nonzero(which[begin:] < 0)
+        (missing,) = np.nonzero(asked[begin:] < 0)
         missing += begin
         here = slice(N, N + len(missing))
-        which[missing] = range(N, N + len(missing))
-        places[here], targets[here] = way[missing - 1], ids[missing]
+        asked[missing] = range(N, N + len(missing))
+        places[here], targets[here] = path[missing - 1], ids[missing]
         N += len(missing)
-        scored[number] = which[begin:].copy()
-    ends[way] = T
+        scored[number] = asked[begin:].copy()
+    ends[path] = T
     return PrefixTree(tokens[:T], positions[:T], ends[:T], places[:N], targets[:N], scored)

@@ -6,8 +6,9 @@ when none wait the batch shrinks. What all prompts begin with, such as what a ch
 first, is prefilled once for all. The cache is as large as the texts are by now, in powers of two.
 The host is asked once per segment of tokens, and when half of the rows could be given to others.
 
-Samples that still say the same go through the model as one text where that saves time: on CPUs,
-while no more than half of the rows say something of their own.
+Where each row takes time, which is on CPUs, samples that still say the same go through the model as
+one text, while no more than half of the rows say something of their own; and the host is asked when
+they differ more, and when a quarter of the rows is left.
 
 Groups, batch and cache have few sizes and go from one to the next, so that a long list soon has all
 its programs, whichever rows happen to be free.
@@ -30,6 +31,7 @@ from llm.generate.rows import (
     SMALLEST,
     SMALLEST_REST,
     Admitted,
+    Alike,
     Written,
     admit,
     bucket,
@@ -120,10 +122,11 @@ class Batch:
             self._shrink()
             # Short answers leave rows to those who wait before a segment is over, or leave the
             # batch so empty that a smaller one takes less time.
-            few = len(self.slots) // 2 if self.waiting else self._pays(len(self.slots) // _SHRINK)
+            smaller = len(self.slots) // _SHRINK
+            few = len(self.slots) // 2 if self.waiting else smaller if self._pays(smaller) else 0
             with self.watch.decoding():
                 self.rows, written = self.engine.decode(
-                    self.rows, self.sampling, self.stop_ids, SEGMENT, few, *self._alike()
+                    self.rows, self.sampling, self.stop_ids, SEGMENT, few, self._alike()
                 )
             before = len(self.answers)
             self._harvest(written, is_over)
@@ -131,24 +134,24 @@ class Batch:
             self.watch.changed(int(written.counts_B.sum()), done)
         return [[self.answers[p, s] for s in range(self.n)] for p in range(len(self.prompts))]
 
-    def _pays(self, rows: int) -> int:
-        """So many rows, if to compute no more takes less time; else 0."""
+    def _pays(self, rows: int) -> bool:
+        """Whether it takes less time to compute so many rows than more of them."""
         alone = self.engine.platform == "cpu" and self.engine.mesh is None
-        return rows if alone and rows >= _LEAST_ROWS else 0
+        return alone and rows >= _LEAST_ROWS
 
-    def _alike(self) -> tuple[np.ndarray, int] | tuple[()]:
-        """Which rows say the same, int32 [B], and how many texts there may be; () if all differ."""
+    def _alike(self) -> Alike | None:
+        """Which rows say the same, if that many do."""
         B = len(self.slots)
         if not self._pays(B // 2):
-            return ()
+            return None
         first: dict[tuple[int, ...], int] = {}
         numbers = [
             -1 if slot is None else first.setdefault((slot.prompt, *slot.ids), row)
             for row, slot in enumerate(self.slots)
         ]
-        widths = (self._pays(B // parts) for parts in (8, 4, 2))
+        widths = [B // parts for parts in (8, 4, 2) if self._pays(B // parts)]
         width = next((width for width in widths if len(first) <= width), None)
-        return () if width is None else (np.array(numbers, np.int32), width)
+        return None if width is None else Alike(np.array(numbers, np.int32), width)
 
     def _seat(self) -> list[_Slot]:
         """Give the free rows to those who wait, and say who that was."""
@@ -169,7 +172,7 @@ class Batch:
             self._place(members)
             coming = coming[len(members) :]
         if not self.waiting:
-            self.prefilled = None
+            self.prefilled = self.beginning = None
 
     def _prefill_next(self) -> None:
         self.prefilled = None  # there is room for one
@@ -251,10 +254,11 @@ class Batch:
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, where it saves time that they are gone through once."""
+    """Tokens that all prompts begin with, if fewer are gone through when those are so once."""
     if len(prompts) < 2:
         return 0
     lengths = [len(prompt) - 1 for prompt in prompts]  # the last token goes through later
     before, longest = min(common_length(prompts), *lengths), max(lengths)
-    saves = bucket(longest - before, SMALLEST_REST) < bucket(longest, SMALLEST)
-    return before if saves else 0
+    rests, whole = bucket(longest - before, SMALLEST_REST), bucket(longest, SMALLEST)
+    n = len(prompts)
+    return before if bucket(before, SMALLEST) + n * rests < n * whole else 0

@@ -20,6 +20,7 @@ from llm.generate.prompt_checks import check_prompts
 from llm.generate.rows import (
     SMALLEST,
     SMALLEST_REST,
+    Alike,
     Plan,
     Rows,
     Written,
@@ -167,17 +168,16 @@ class Engine:
         stop_ids: np.ndarray,
         steps: int,
         few: int = 0,
-        texts: np.ndarray | None = None,
-        width: int | None = None,
+        alike: Alike | None = None,
     ) -> tuple[Rows, Written]:
         """Up to `steps` tokens more for each row, see `llm.generate.rows.decode`.
 
         What was written comes back as NumPy arrays.
         """
-        plan = self.plan(sampling)
-        values = values_of(sampling)
+        plan, values = self.plan(sampling), values_of(sampling)
+        texts_B, width = alike or (None, None)
         rows, written = decode(
-            self.spec, self.params, rows, values, stop_ids, few, steps, plan, texts, width
+            self.spec, self.params, rows, values, stop_ids, few, steps, plan, texts_B, width
         )
         if not written.counts_B.is_fully_addressable:  # rows of other processes
             written = _everywhere(replicated(written.counts_B.sharding.mesh))(written)

@@ -51,6 +51,15 @@ class Rows(NamedTuple):
     """Tokens in the text so far, where a repetition penalty asks for them."""
 
 
+class Alike(NamedTuple):
+    """Rows that say the same."""
+
+    texts_B: Any
+    """int32 [B]: the same number where it is the same text."""
+    width: int
+    """Texts that go through the model at a time: no fewer than there are."""
+
+
 class Written(NamedTuple):
     """What one call of `decode` wrote: the first `counts_B` columns of each row.
 

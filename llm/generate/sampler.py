@@ -88,13 +88,15 @@ def sample(
         strength = values.repetition_penalty
         penalty = jnp.where(allowed_WV > 0, 1 / strength, strength)
         allowed_WV = jnp.where(seen_WV, allowed_WV * penalty, allowed_WV)
-    if of_B is None:
-        of_B = jnp.arange(len(keys_B))
+    log_z_W = jax.nn.logsumexp(scaled_WV, axis=-1)
     if program.greedy:
-        token_B = argmax(allowed_WV)[of_B]
+        token_W = argmax(allowed_WV)
+        token_B = token_W if of_B is None else token_W[of_B]
     else:
         token_B = _draw(_filter(allowed_WV, values, program), keys_B, of_B)
-    log_z_W = jax.nn.logsumexp(scaled_WV, axis=-1)
+    if of_B is None:  # where rows lie on several devices, each looks up its own
+        score_B = jnp.take_along_axis(scaled_WV, token_B[:, None], axis=1)[:, 0]
+        return token_B, score_B - log_z_W
     return token_B, scaled_WV[of_B, token_B] - log_z_W[of_B]
 
 
@@ -140,7 +142,7 @@ def _keep_likeliest(logits_BV: Array, enough: Callable[[Array], Array]) -> Array
     return jnp.where(rank_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
 
 
-def _draw(logits_WV: Array, keys_B: Array, of_B: Array) -> Array:
+def _draw(logits_WV: Array, keys_B: Array, of_B: Array | None) -> Array:
     """One uniform number per key, looked up in the cumulated probabilities.
 
     In two steps, blocks and then tokens of one block: a cumulated sum over the whole vocabulary, or
@@ -149,9 +151,11 @@ def _draw(logits_WV: Array, keys_B: Array, of_B: Array) -> Array:
     W, V = logits_WV.shape
     weights_WV = jnp.exp(logits_WV - logits_WV.max(-1, keepdims=True))
     blocks_WNC = jnp.pad(weights_WV, ((0, 0), (0, -V % _BLOCK))).reshape(W, -1, _BLOCK)
-    sums_BN = jnp.cumsum(blocks_WNC.sum(-1), axis=-1)[of_B]
+    sums_WN = jnp.cumsum(blocks_WNC.sum(-1), axis=-1)
+    sums_BN = sums_WN if of_B is None else sums_WN[of_B]
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
     block_B, rest_B = _look_up(sums_BN, uniform_B * sums_BN[:, -1])
+    of_B = jnp.arange(W) if of_B is None else of_B
     inside_BC = jnp.cumsum(blocks_WNC[of_B, block_B], axis=-1)
     place_B, _ = _look_up(inside_BC, rest_B)
     return (block_B * _BLOCK + place_B).astype(jnp.int32)

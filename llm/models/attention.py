@@ -29,8 +29,9 @@ class TokenIndex(NamedTuple):
     Segment 0 is padding. This is all there is to masking: packed rows have several segments,
     padded rows one, a cache marks its filled slots as segment 1.
 
-    Rows may hold trees of texts that begin alike, in depth-first order: what goes on from a token
-    follows it, up to the place where it ends, and nothing else sees it. See `llm.data.prefix_tree`.
+    Or `ends` says it all: rows may hold trees of texts that begin alike, in depth-first order. What
+    goes on from a token follows it, up to the place where it ends, and nothing else sees it. See
+    `llm.data.prefix_tree`.
     """
 
     segments: Int[Array, "B T"]

@@ -1,10 +1,11 @@
 """Causal attention within segments as kernels for NVIDIA GPUs, in Pallas.
 
 The scores of a block of queries and a block of keys live in registers only (Dao 2023,
-FlashAttention-2). Blocks of keys that lie wholly in other documents are not visited, so that a row
-of many short documents costs what the documents cost, and queries that share a key/value head read
-it once per block of the backward pass: nothing is repeated. Heads may be up to 256 wide on Hopper,
-and up to 128 on Ampere, whose shared memory is smaller.
+FlashAttention-2). Blocks of keys that lie wholly in other documents, or in another branch of a
+tree, are not computed, so that a row of many short documents costs what the documents cost, and
+queries that share a key/value head read it once per block of the backward pass: nothing is
+repeated. Heads may be up to 256 wide on Hopper, and up to 128 on Ampere, whose shared memory is
+smaller.
 
 Each key has an end: queries from its own place on see it, up to there. Documents and trees of texts
 that begin alike are the same to the kernels.
@@ -14,6 +15,7 @@ B batch, T tokens, N query heads, K key/value heads, G = N / K, H head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -149,9 +151,10 @@ def _by_queries(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, ends_BT: Array) -> 
     """What a kernel reads that goes by blocks of queries, over the grid [T / block, N, B]."""
     T, N, H = q_BTNH.shape[1:]
     G = N // k_BTKH.shape[2]
-    first, _ = _reach(ends_BT)
+    first, last = _reach(ends_BT)
     return [
         (first, (None, None), lambda i, n, b: (b, i)),
+        (last, (None, T // _BLOCK), lambda i, n, b: (b, 0)),
         (ends_BT, (None, T), lambda i, n, b: (b, 0)),
         (q_BTNH, (None, _BLOCK, None, H), lambda i, n, b: (b, i, n, 0)),
         (k_BTKH, (None, T, None, H), lambda i, n, b: (b, 0, n // G, 0)),
@@ -183,8 +186,9 @@ def _call(kernel: Any, grid: tuple[int, ...], inputs: list[Any], outputs: list[A
 
 
 def _forward_kernel(
-    first: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, log_sum_ref: Any
-) -> None:
+    first: Any, last: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any,
+    log_sum_ref: Any,
+) -> None:  # fmt: skip
     i = pl.program_id(0)
     q = q_ref[...]
 
@@ -200,13 +204,13 @@ def _forward_kernel(
 
     zeros = jnp.zeros(_BLOCK, jnp.float32)
     carry = jnp.zeros(q.shape, jnp.float32), zeros + _HIDDEN, zeros
-    out, largest, total = jax.lax.fori_loop(first[...], i + 1, visit, carry)
+    out, largest, total = _visit_keys(first, last, i, visit, carry)
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
     log_sum_ref[...] = largest + jnp.log2(total)
 
 
 def _queries_kernel(
-    first: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
+    first: Any, last: Any, ends: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any,
     log_sum_ref: Any, delta_ref: Any, d_q_ref: Any,
 ) -> None:  # fmt: skip
     i = pl.program_id(0)
@@ -220,8 +224,19 @@ def _queries_kernel(
         d_scores = weights * (d_weights - delta[:, None])
         return d_q + triton.dot(d_scores.astype(k.dtype), k)
 
-    d_q = jax.lax.fori_loop(first[...], i + 1, visit, jnp.zeros(q.shape, jnp.float32))
+    d_q = _visit_keys(first, last, i, visit, jnp.zeros(q.shape, jnp.float32))
     d_q_ref[...] = d_q.astype(d_q_ref.dtype)
+
+
+def _visit_keys(
+    first: Any, last: Any, i: Array, visit: Callable[[Array, Any], Any], carry: Any
+) -> Any:
+    """Of the blocks of keys up to i, those which a query of block i may see."""
+
+    def look(j: Array, carry: Any) -> Any:
+        return jax.lax.cond(last[j] >= i, partial(visit, j), lambda carry: carry, carry)
+
+    return jax.lax.fori_loop(first[...], i + 1, look, carry)
 
 
 def _keys_kernel(

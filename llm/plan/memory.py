@@ -151,7 +151,8 @@ class MemoryPlan:
         return _need(
             self.state()
             | {"weights to compute with": self._copies()}
-            | {"KV cache": self.cache(rows, columns) / self._head_shards()}
+            # And one row with what all prompts begin with.
+            | {"KV cache": self.cache(rows + 1, columns) / self._head_shards()}
             | {"other KV caches": self.cache(self._texts_here(texts), begun)}
             | {"activations": 4 * self._hidden(rows * columns)}
             | {"workspace": scores * (_FP32 + self.kept_width)}  # before and after the softmax

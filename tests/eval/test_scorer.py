@@ -41,7 +41,24 @@ def test_scores_are_those_of_each_text_alone(lm, batch_tokens: int) -> None:
     ends = [len(ids) - 1 for query in queries for ids in query.continuations]
     # The last query has more targets than places, and is gone through in two parts.
     assert scorer.tokens == sum(len(query.context) for query in queries) + sum(ends) + 1
-    assert len(scorer._programs) <= 2  # one width, with and without branches
+    assert len(scorer._programs) == 1
+
+
+def test_what_texts_begin_with_is_gone_through_once(lm) -> None:
+    """Also where it is the beginning of several queries, or of their continuations."""
+    context = list(range(5, 25))
+    queries = [
+        Query(context, [[1, 2, 3], [1, 2, 4], [9]]),
+        Query(context, [[1, 2, 3, 5]]),
+        Query([*context, 1], [[2, 3], [7, 8]]),
+    ]
+    scorer = Scorer(lm.engine)
+    flat = [scored for scores in scorer(queries) for scored in scores]
+    pairs = [(query.context, ids) for query in queries for ids in query.continuations]
+    for got, (log_probs, likeliest) in zip(flat, reference(lm, pairs), strict=True):
+        np.testing.assert_allclose(got.log_probs, log_probs, atol=2e-5)
+        assert got.likeliest.tolist() == likeliest.tolist()
+    assert scorer.tokens < 50 < sum(len(begin) + len(ids) - 1 for begin, ids in pairs)
 
 
 def test_what_cannot_be_scored_is_an_error(lm) -> None:

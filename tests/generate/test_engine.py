@@ -168,9 +168,9 @@ def test_samples_that_say_the_same_are_one_text_to_the_model(model, settings, mo
     widths: list[int | None] = []
     whole = engine.decode
 
-    def decode(rows, sampling, stop_ids, steps, few, *alike):
-        widths.append(alike[1] if alike else None)
-        return whole(rows, sampling, stop_ids, steps, few, *alike)
+    def decode(rows, sampling, stop_ids, steps, few, alike):
+        widths.append(alike.width if alike else None)
+        return whole(rows, sampling, stop_ids, steps, few, alike)
 
     monkeypatch.setattr(engine, "decode", decode)
     key, stop_ids = jax.random.key(2), [5, 11, 17]

@@ -62,7 +62,7 @@ class BatchMaker:
         layout, _ = self._layout(groups, answers)
         for group in groups:
             group.scores[name] = [np.zeros(len(a.ids), np.float32) for a in group.answers]
-        for number, members in enumerate(layout.rows):
+        for number, members in enumerate(layout):
             row = values_RC[place_of(number, self.rows, self.rows_at_once)]
             begin = 0
             for answer in members:

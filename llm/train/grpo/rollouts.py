@@ -157,7 +157,7 @@ class Rollouts:
         return kept[: self._batch_size] or new, seen, place
 
     def _compile_refill(self, state: TrainState, prompts: Sequence[Prompt]) -> None:
-        """Now, and not in the middle of the run; the answers are not looked at."""
+        """Most of it now, and not in the middle of the run; the answers are not looked at."""
         watch, key = self._answering.watch("first answers"), jax.random.key(self._seed)
         few, n = prompts[: self._refill], self._spec.group_size
         self._answering.written(state.params, few, self._sampling, key, n, watch)

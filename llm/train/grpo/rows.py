@@ -55,11 +55,8 @@ class _Stretch:
         return max(self.places, self.scored, -(-self.tokens // _SHARING))
 
 
-@dataclass
-class Layout:
-    """Which answers stand where: `rows` holds the numbers of answers, in their order."""
-
-    rows: list[list[int]]
+Layout = list[list[int]]
+"""For each row, the numbers of the answers in it, in their order."""
 
 
 def packed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int) -> Layout:
@@ -69,7 +66,7 @@ def packed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int) 
         numbers.setdefault(answer.prompt, []).append(number)
     # What all prompts begin with takes places once in each row, not once for each group.
     common = common_length([prompts[prompt] for prompt in numbers]) if numbers else 0
-    rows: list[list[int]] = []
+    rows: Layout = []
     room: list[int] = []
     stretches = [
         stretch
@@ -84,12 +81,12 @@ def packed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer], T: int) 
             room.append(T - common)
         rows[row] += stretch.answers
         room[row] -= stretch.size
-    return Layout(rows)
+    return rows
 
 
 def one_per_row(answers: Sequence[Answer]) -> Layout:
     """Every answer in a row of its own, with its prompt."""
-    return Layout([[number] for number in range(len(answers))])
+    return [[number] for number in range(len(answers))]
 
 
 def completion_tokens(T: int, *, shared: bool) -> int:
@@ -143,9 +140,9 @@ def collate(
         answers' `values`, fp32 [R, C]; `divisor` fp32 [R], whose sum it is.
     """
     batch = {name: np.zeros(*shaped) for name, shaped in arrays(rows, T, C, values).items()}
-    batch["ends"][:] = T  # padding: not 0, so that each token sees one, itself
+    batch["ends"][:] = T  # of padding: not 0, so that each token sees itself
     batch["divisor"][0] = divisor
-    for number, members in enumerate(layout.rows):
+    for number, members in enumerate(layout):
         into = place_of(number, rows, rows_at_once)
         row = {name: array[into] for name, array in batch.items() if array.ndim == 2}
         batch["counts"][into] = _fill(row, prompts, [answers[member] for member in members])
