@@ -66,8 +66,10 @@ def groups_alike(seed: int, count: int = 6, samples: int = 6, longest: int = 10)
 MAKE = pytest.mark.parametrize("make_groups", [groups_of, groups_alike])
 
 
-def maker(spec: GRPOSpec, T: int, at_once: int, *, share: bool, rows: int = 20) -> BatchMaker:
-    return BatchMaker(spec, (T,), rows=rows, rows_at_once=at_once, share_prompts=share)
+def maker(
+    spec: GRPOSpec, T: int, at_once: int, *, share: bool, rows: int = 20, size: int = 5
+) -> BatchMaker:
+    return BatchMaker(spec, size, (T,), rows=rows, rows_at_once=at_once, share_prompts=share)
 
 
 def objective_of(spec: GRPOSpec) -> PolicyGradient:
@@ -188,17 +190,31 @@ def test_answers_without_gradient_take_no_row_but_count() -> None:
     np.testing.assert_allclose(skipped, whole, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_few_groups_make_a_small_update(loss: str) -> None:
+    """As if the others of the batch were there, and said nothing."""
+    spec = GRPOSpec(loss=loss, max_new_tokens=12)
+    groups = groups_of(8, count=4)
+    for group in groups[1:]:
+        group.advantages = [0.0] * 4
+        group.answers = groups[0].answers  # of the same lengths, which are what some losses count
+    whole = maker(spec, 60, 20, share=True, size=4)(groups)
+    few = maker(spec, 60, 20, share=True, size=4)(groups[:1])
+    assert whole["divisor"].sum() == pytest.approx(few["divisor"].sum())
+    assert_same(gradients(LLAMA, spec, few), gradients(LLAMA, spec, whole))
+
+
 def test_missing_rewards_and_masked_answers_are_not_trained_on() -> None:
     groups = groups_of(5, count=2)
     groups[0].total[1] = np.nan
     groups[1].answers[2] = dataclasses.replace(groups[1].answers[2], stopped=False)
     for loss, divisor in (("grpo", 7), ("dr_grpo", 7 * 12)):
         batch = maker(GRPOSpec(loss=loss, max_new_tokens=12, mask_truncated=True), 60, 20,
-                      share=False)(groups)  # fmt: skip
+                      share=False, size=2)(groups)  # fmt: skip
         assert (batch["segment_ids"] > 0).any(1).sum() == 6
         assert batch["divisor"].sum() == divisor
     batch = maker(GRPOSpec(loss="dapo", max_new_tokens=12, mask_truncated=True), 60, 20,
-                  share=True)(groups)  # fmt: skip
+                  share=True, size=2)(groups)  # fmt: skip
     kept = [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (1, 3)]
     assert batch["divisor"].sum() == sum(len(groups[g].answers[s].ids) for g, s in kept)
 

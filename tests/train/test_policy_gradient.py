@@ -63,7 +63,7 @@ def groups_of(rng: np.random.Generator) -> list[Group]:
 
 
 def maker(spec: GRPOSpec) -> BatchMaker:
-    return BatchMaker(spec, (3 + MAX_NEW,), rows=P * G, rows_at_once=P * G, share_prompts=False)
+    return BatchMaker(spec, P, (3 + MAX_NEW,), rows=P * G, rows_at_once=P * G, share_prompts=False)
 
 
 def ours(spec: GRPOSpec, groups: list[Group], now: np.ndarray, entropies: np.ndarray):

@@ -28,6 +28,9 @@ class BatchMaker:
 
     Args:
         spec: of the trainer.
+        size: groups of a batch. The loss is a mean over so many: where fewer are left that say
+            which answers are better, the update is as much smaller, and the little that it goes by
+            is not as loud as a whole batch.
         lengths: places a row may have, ascending; several only with one answer per row.
         rows: of a batch.
         rows_at_once: of a micro-batch.
@@ -35,6 +38,7 @@ class BatchMaker:
     """
 
     spec: GRPOSpec
+    size: int
     lengths: tuple[int, ...]
     rows: int
     rows_at_once: int
@@ -52,7 +56,7 @@ class BatchMaker:
             C=completion_tokens(T, shared=self.share_prompts),
             rows=self.rows,
             rows_at_once=self.rows_at_once,
-            divisor=self._divisor(groups),
+            divisor=self._divisor(groups) * self.size / len(groups),
             values=["sampler_log_probs", *groups[0].scores],
         )
 
@@ -107,7 +111,7 @@ class BatchMaker:
         return not cut and not np.isnan(group.total[sample])
 
     def _divisor(self, groups: Sequence[Group]) -> float:
-        """What the loss is a mean over."""
+        """What the loss would be a mean over if these groups were all."""
         spec = self.spec
         rewarded = sum(int((~np.isnan(group.total)).sum()) for group in groups)
         if spec.loss in _PER_ANSWER:

@@ -86,6 +86,7 @@ class GRPO:
         answering = Answering(bench, self.tokenizer, rewards, rows)
         make = BatchMaker(
             spec=spec,
+            size=experiment.data.batch_size // spec.mini_batches,
             lengths=experiment.data.row_lengths(),
             rows=bench.rows.total,
             rows_at_once=bench.rows.at_once,
